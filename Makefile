@@ -1,0 +1,73 @@
+# `make` lists the targets. Nothing outside .venv/, dist/ and the tools' caches is written, but by `make docs`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+PYTEST_ARGS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+MANIFESTS := pyproject.toml constraints.txt
+SOURCES := services tests
+
+# What `venv` and `venv-test` have in common; $(1) is what pip installs besides the constraints.
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || { \
+	  echo "twinlens needs Python 3.11, 3.12 or 3.13, and '$(PYTHON)' is $$($(PYTHON) -V 2>&1 | tail -n 1): name another one, as in 'make venv PYTHON=python3.12'." >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { \
+	  rm -rf $(VENV); echo "'$(PYTHON) -m venv' failed: install the venv module of this Python (on Debian: apt-get install python3-venv)." >&2; exit 1; }
+	@echo "installing twinlens into $(VENV), this takes a few minutes the first time"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '$(1)'
+	@touch $@
+	@echo "installed"
+endef
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: venv
+venv: $(VENV)/.installed ## install into .venv what running twinlens needs
+
+.PHONY: venv-test
+venv-test: $(VENV)/.installed-test ## install what its tests need, too
+
+$(VENV)/.installed: $(MANIFESTS)
+	$(call install,.)
+
+$(VENV)/.installed-test: $(MANIFESTS)
+	$(call install,.[test])
+	@touch $(VENV)/.installed
+
+.PHONY: demo
+demo: venv ## run the whole stream on this machine; options in ARGS, as in ARGS='--help'
+	@$(BIN)/twinlens demo $(ARGS)
+
+.PHONY: lint
+lint: venv-test ## ruff and mypy
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy --strict services
+
+.PHONY: test
+test: lint ## lint, then the tests; options in PYTEST_ARGS, as in PYTEST_ARGS='-k sketch'
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+.PHONY: bench
+bench: venv-test ## the benchmarks
+	$(BIN)/pytest tests/benchmarks -m benchmark -s -p no:randomly $(PYTEST_ARGS)
+
+.PHONY: docs
+docs: venv ## write docs/schemas and docs/asyncapi.json anew from the record types
+	$(BIN)/python -m twinlens.schemas docs
+
+.PHONY: wheel
+wheel: venv ## build dist/twinlens-*.whl
+	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
+.PHONY: clean
+clean: ## remove .venv, dist and the tools' caches
+	rm -rf $(VENV) dist build .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,116 @@
+"""The only wiring point: settings in, Ray Serve application out.
+
+`build` is what a Serve config file names in `import_path`. The application has two deployments: `Replica`, scaled by
+Serve, each one a member of the consumer group with its own copy of the model; and `Monitor`, always one, which is the
+ingress and serves the API.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from fastapi import Response
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+
+from twinlens.dashboard.api import api, json_response
+from twinlens.monitor.actor import Monitor as MonitorBody
+from twinlens.monitor.actor import now_ms
+from twinlens.settings import BatchingSettings, PredictSettings, Settings
+
+HEALTH: dict[str, Any] = {"health_check_period_s": 2, "health_check_timeout_s": 30}
+
+
+@serve.deployment(
+    name="Replica",
+    ray_actor_options={"num_cpus": 1},
+    max_ongoing_requests=8,
+    graceful_shutdown_timeout_s=60,
+    **HEALTH,
+)
+class ReplicaDeployment:
+    """Ray's side of `inference.replica.Replica`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        threads = settings.torch_threads or _assigned_cpus()
+        # Read by libgomp and tokenizers when they are loaded, so this comes before the import of torch below.
+        # Threads beyond the replica's CPUs, or threads that spin while they wait, cost a factor of ten.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        import torch  # noqa: PLC0415
+
+        from twinlens.inference.replica import Replica  # noqa: PLC0415
+
+        torch.set_num_threads(threads)
+        identity = serve.get_replica_context().replica_id.unique_id
+        self._replica = Replica(settings, f"{settings.application}-{identity}")
+        self._replica.start()
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Settings that may change on a running replica: `batching`, and `predict`'s pipeline arguments."""
+        if unknown := set(user_config) - {"batching", "predict"}:
+            raise ValueError(f"user_config may hold batching and predict, not {', '.join(sorted(unknown))}")
+        settings = self._settings
+        self._replica.reconfigure(
+            BatchingSettings(**{**settings.batching.model_dump(), **user_config.get("batching", {})}),
+            PredictSettings(**{**settings.predict.model_dump(), **user_config.get("predict", {})}),
+        )
+
+    def check_health(self) -> None:
+        """Raises when the replica has to be replaced."""
+        self._replica.check_health()
+
+    async def __del__(self) -> None:
+        """Called by Serve after the drain: finish and commit the windows in hand."""
+        if hasattr(self, "_replica"):
+            self._replica.stop()
+
+
+@serve.deployment(name="Monitor", num_replicas=1, ray_actor_options={"num_cpus": 0}, **HEALTH)
+@serve.ingress(api)
+class MonitorDeployment:
+    """Ray's side of `monitor.actor.Monitor`, and the application's HTTP API."""
+
+    def __init__(self, settings: Settings, replicas: DeploymentHandle[Any]) -> None:
+        self._monitor = MonitorBody(settings)
+        self._monitor.start()
+
+    def check_health(self) -> None:
+        """Raises when the monitor has to be replaced."""
+        self._monitor.check_health()
+
+    def view(self) -> bytes:
+        """`monitor.actor.View` as JSON, for callers with a handle."""
+        return bytes(json_response(self._monitor.view(now_ms())).body)
+
+    @api.get("/api/view")
+    def get_view(self) -> Response:
+        """Summary, lag and the newest diverging tweets."""
+        return json_response(self._monitor.view(now_ms()))
+
+    def __del__(self) -> None:
+        if hasattr(self, "_monitor"):
+            self._monitor.stop()
+
+
+def build(args: dict[str, Any] | None = None) -> Application:
+    """The Serve application of the settings tree `args`, overridden by the environment. AskUser when it is wrong."""
+    return application(Settings.load(args))
+
+
+def application(settings: Settings, **replica_options: Any) -> Application:
+    """The Serve application; `replica_options` are those of `serve.deployment` for the replicas."""
+    replicas = ReplicaDeployment.options(**replica_options).bind(settings)  # type: ignore[attr-defined]
+    return MonitorDeployment.bind(settings, replicas)  # type: ignore[attr-defined, no-any-return]
+
+
+def _assigned_cpus() -> int:
+    """CPUs that Ray gave this replica; at least 1, as a replica with a fraction of one still needs a thread."""
+    import ray  # noqa: PLC0415
+
+    resources: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
+    return max(1, int(resources.get("CPU", 1)))

@@ -1,0 +1,232 @@
+"""An independent check of what was published: joins the output topics by source coordinates.
+
+It shares nothing with the replicas' own comparison but the record types: scores are computed anew from the published
+logits. `join` is pure; reading the topics is in `read_topics`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from kafka import TopicPartition
+
+from twinlens.broker.client import new_admin, new_consumer
+from twinlens.records import (
+    LogitsRecord,
+    PredictionRecord,
+    Verdict,
+    decode_comparison,
+    decode_logits,
+    decode_prediction,
+)
+from twinlens.settings import Settings
+
+Coordinates = tuple[int, int]  #: partition and offset on the input topic
+EXAMPLES = 10  #: how many missing or diverging tweets a report shows
+QUIET_POLLS = 2  #: the end of a topic is believed after this many empty polls past the end offset
+
+
+class Report(msgspec.Struct, kw_only=True):
+    """What the audit found. `missing` and `duplicate` must be 0."""
+
+    consumed: int = 0  #: records of the input topic before the group's committed offsets
+    published: int = 0  #: of them in both output topics
+    dead_lettered: int = 0  #: of them in the dead-letter topic
+    missing: int = 0  #: of them in neither, or in one output topic only
+    duplicate: int = 0  #: records more than one per tweet and topic
+    diverging: int = 0
+    label_divergences: int = 0
+    score_divergences: int = 0
+    one_sided: int = 0
+    monitor_tweets: int = 0  #: what the comparison records say
+    monitor_diverging: int = 0
+    examples: list[dict[str, Any]] = msgspec.field(default_factory=list)  #: the first diverging or missing tweets
+
+    @property
+    def clean(self) -> bool:
+        """Nothing missing, nothing twice."""
+        return self.missing == 0 and self.duplicate == 0
+
+
+class Side(NamedTuple):
+    """A path's answer on one tweet as it was published."""
+
+    label: str | None
+    score: float | None
+
+
+class Published(msgspec.Struct, kw_only=True):
+    """Everything read of the output topics, by source coordinates."""
+
+    raw: dict[Coordinates, Side] = msgspec.field(default_factory=dict)
+    predict: dict[Coordinates, Side] = msgspec.field(default_factory=dict)
+    windows: dict[Coordinates, str] = msgspec.field(default_factory=dict)
+    dead: set[Coordinates] = msgspec.field(default_factory=set)
+    duplicate: int = 0
+    tolerances: dict[str, float] = msgspec.field(default_factory=dict)  #: by window
+    monitor_tweets: int = 0
+    monitor_diverging: int = 0
+
+
+def join(consumed: Iterable[Coordinates], published: Published, tolerance: float) -> Report:
+    """Compare what was consumed with what was published. `tolerance` is for windows without a comparison record."""
+    report = Report(
+        duplicate=published.duplicate,
+        monitor_tweets=published.monitor_tweets,
+        monitor_diverging=published.monitor_diverging,
+    )
+    for at in consumed:
+        report.consumed += 1
+        raw, predict = published.raw.get(at), published.predict.get(at)
+        if at in published.dead:
+            report.dead_lettered += 1
+            report.duplicate += (raw is not None) + (predict is not None)
+        elif raw is None or predict is None:
+            report.missing += 1
+            _example(report, at, "missing", raw, predict)
+        else:
+            report.published += 1
+            limit = published.tolerances.get(published.windows.get(at, ""), tolerance)
+            verdict = verdict_of(raw, predict, limit)
+            _count(report, verdict)
+            if verdict not in (Verdict.AGREE, Verdict.BOTH_FAILED):
+                _example(report, at, verdict.value, raw, predict)
+    return report
+
+
+def verdict_of(raw: Side, predict: Side, tolerance: float) -> Verdict:
+    """The verdict from published values alone."""
+    if raw.label is None and predict.label is None:
+        return Verdict.BOTH_FAILED
+    if raw.label is None or predict.label is None or raw.score is None or predict.score is None:
+        return Verdict.ONE_SIDED
+    if raw.label != predict.label:
+        return Verdict.LABEL
+    far = abs(np.float32(raw.score) - np.float32(predict.score)) > tolerance
+    return Verdict.SCORE if far else Verdict.AGREE
+
+
+def raw_side(record: LogitsRecord) -> Side:
+    """Label and score from published logits, by the function the record names."""
+    if record.error is not None:
+        return Side(None, None)
+    logits = np.asarray(record.logits, np.float32)
+    if record.function == "softmax":
+        exponentials = np.exp(logits - logits.max())
+        scores = exponentials / exponentials.sum()
+    elif record.function == "sigmoid":
+        with np.errstate(over="ignore"):
+            scores = 1.0 / (1.0 + np.exp(-logits))
+    else:
+        scores = logits
+    top = int(scores.argmax())
+    return Side(record.labels[top], float(scores[top]))
+
+
+def predict_side(record: PredictionRecord) -> Side:
+    """Label and score as published."""
+    return Side(None, None) if record.error is not None else Side(record.label, record.score)
+
+
+def audit(settings: Settings) -> Report:
+    """Read every topic from its beginning and join them, up to what the group has committed."""
+    published = Published()
+    for topic, record in read_topics(settings, settings.topics.outputs):
+        _collect(published, settings, topic, record)
+    ends = committed_offsets(settings)
+    consumed = (
+        (record.partition, record.offset)
+        for _, record in read_topics(settings, (settings.topics.input,))
+        if record.offset < ends.get(record.partition, 0)
+    )
+    return join(consumed, published, settings.compare.score_tolerance)
+
+
+def committed_offsets(settings: Settings) -> dict[int, int]:
+    """Committed offset of the group per partition of the input topic."""
+    admin = new_admin(settings.kafka)
+    try:
+        offsets: Mapping[TopicPartition, Any] = admin.list_group_offsets({settings.group_id: None})[settings.group_id]
+    finally:
+        admin.close()
+    return {tp.partition: value.offset for tp, value in offsets.items() if tp.topic == settings.topics.input}
+
+
+def read_topics(settings: Settings, topics: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Every committed record of `topics` that is there now, as (topic, ConsumerRecord).
+
+    The end offset is where to stop at the earliest: the embedded broker reports one that lags by a batch.
+    """
+    consumer = new_consumer(
+        settings.kafka, isolation_level="read_committed", auto_offset_reset="earliest", max_poll_records=5_000
+    )
+    try:
+        partitions = [
+            TopicPartition(topic, number) for topic in topics for number in consumer.partitions_for_topic(topic)
+        ]
+        ends = consumer.end_offsets(partitions)
+        consumer.assign(partitions)
+        consumer.seek_to_beginning()
+        quiet = 0
+        while quiet < QUIET_POLLS:
+            polled = consumer.poll(600)
+            for partition, records in polled.items():
+                for record in records:
+                    yield partition.topic, record
+            behind = any(consumer.position(partition) < ends[partition] for partition in partitions)
+            quiet = 0 if polled or behind else quiet + 1
+    finally:
+        consumer.close()
+
+
+def _collect(published: Published, settings: Settings, topic: str, record: Any) -> None:
+    topics = settings.topics
+    if topic == topics.logits:
+        logits = decode_logits(record.value)
+        if logits.application == settings.application:
+            at = (logits.source.partition, logits.source.offset)
+            published.duplicate += at in published.raw
+            published.raw[at] = raw_side(logits)
+            if logits.batch is not None:
+                published.windows[at] = logits.batch.window
+    elif topic == topics.predictions:
+        prediction = decode_prediction(record.value)
+        if prediction.application == settings.application:
+            at = (prediction.source.partition, prediction.source.offset)
+            published.duplicate += at in published.predict
+            published.predict[at] = predict_side(prediction)
+    elif topic == topics.comparisons:
+        comparison = decode_comparison(record.value)
+        if comparison.application == settings.application:
+            published.tolerances[comparison.window] = comparison.tolerance
+            published.monitor_tweets += comparison.tally.tweets
+            published.monitor_diverging += comparison.tally.diverging
+    elif topic == topics.dlq:
+        headers = dict(record.headers)
+        if headers.get("twinlens.application", b"").decode() == settings.application:
+            at = (int(headers["twinlens.source.partition"]), int(headers["twinlens.source.offset"]))
+            published.duplicate += at in published.dead
+            published.dead.add(at)
+
+
+def _count(report: Report, verdict: Verdict) -> None:
+    report.label_divergences += verdict is Verdict.LABEL
+    report.score_divergences += verdict is Verdict.SCORE
+    report.one_sided += verdict is Verdict.ONE_SIDED
+    report.diverging += verdict in (Verdict.LABEL, Verdict.SCORE, Verdict.ONE_SIDED)
+
+
+def _example(report: Report, at: Coordinates, what: str, raw: Side | None, predict: Side | None) -> None:
+    if len(report.examples) < EXAMPLES:
+        report.examples.append(
+            {
+                "partition": at[0],
+                "offset": at[1],
+                "what": what,
+                "raw": None if raw is None else raw._asdict(),
+                "predict": None if predict is None else predict._asdict(),
+            }
+        )

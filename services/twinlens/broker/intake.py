@@ -1,0 +1,172 @@
+"""The consumer: polls, hands records over, pauses when the replica is full, gives partitions up in order.
+
+One thread owns the KafkaConsumer, which is not thread-safe; what other threads want of it they leave as an errand.
+Polling never stops, so a slow model is never evicted from the group by `max.poll.interval.ms`.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import structlog
+from kafka import ConsumerGroupMetadata, ConsumerRebalanceListener, KafkaConsumer, TopicPartition
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.errors import CommitFailedError, KafkaError
+from kafka.structs import OffsetAndMetadata
+
+from twinlens.broker.client import new_consumer
+from twinlens.settings import Settings
+from twinlens.window import Backlog, Item, Partition, Window
+
+log = structlog.get_logger(__name__)
+
+POLL_MS = 100
+MAX_POLL_RECORDS = 500
+
+Decode = Callable[[Sequence[Any]], list[Item]]  #: ConsumerRecords of one partition to items, in order
+
+
+class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Feeds `backlog` from the input topic as a member of the consumer group.
+
+    `run` is the thread's body. On revocation, windows under way may finish for a third of the session timeout; what is
+    left of the revoked partitions is dropped uncommitted and read again by their next owner.
+    """
+
+    def __init__(self, settings: Settings, client_id: str, backlog: Backlog, decode: Decode) -> None:
+        kafka = settings.kafka
+        self._topic = settings.topics.input
+        self._backlog = backlog
+        self._decode = decode
+        # Outside a transaction offsets are committed by this very thread, which cannot while it waits in the callback.
+        exactly_once = settings.output.delivery == "exactly_once"
+        self._release_budget_s = kafka.session_timeout_ms / 3000 if exactly_once else 0.0
+        self._stopping = threading.Event()
+        self._errands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._epochs: dict[Partition, int] = {}  # epoch under which the consumer's position was set
+        self._paused = False
+        instance = kafka.group_instance_id_prefix
+        self._consumer: KafkaConsumer = new_consumer(
+            kafka,
+            client_id=client_id,
+            group_id=settings.group_id,
+            group_instance_id=None if instance is None else f"{instance}-{client_id}",
+            auto_offset_reset=kafka.auto_offset_reset,
+            isolation_level="read_committed",
+            partition_assignment_strategy=[CooperativeStickyAssignor()],
+            session_timeout_ms=kafka.session_timeout_ms,
+            heartbeat_interval_ms=kafka.session_timeout_ms // 3,
+            max_poll_interval_ms=kafka.max_poll_interval_ms,
+            max_poll_records=MAX_POLL_RECORDS,
+        )
+
+    def run(self) -> None:
+        """Poll until `stop`, then leave the group."""
+        self._consumer.subscribe([self._topic], listener=self)
+        try:
+            while not self._stopping.is_set():
+                self._pause_or_resume()
+                self._hand_over(self._consumer.poll(POLL_MS))
+                self._run_errands()
+        finally:
+            self._run_errands()
+            self._consumer.close(autocommit=False, timeout_ms=5_000)
+
+    def stop(self) -> None:
+        """Ask the thread to end; windows that were committed stay committed."""
+        self._stopping.set()
+
+    def group_metadata(self) -> ConsumerGroupMetadata:
+        """Member and generation as of now (KIP-447). Read it before asking whether a window is still current."""
+        return self._consumer.group_metadata()
+
+    def read_again(self, partitions: Iterable[Partition]) -> None:
+        """Go back to the committed offsets of `partitions`. The caller has invalidated them in the backlog."""
+        chosen = list(partitions)
+        self._errands.put(lambda: self._seek_to_committed(chosen))
+
+    def commit(self, window: Window) -> None:
+        """Commit a window's offsets outside a transaction (at-least-once delivery)."""
+        self._errands.put(lambda: self._commit(window))
+
+    # The three methods below are called by kafka-python within poll().
+
+    def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        for partition in map(_key, assigned):
+            self._epochs[partition] = self._backlog.epoch(partition)
+        self._paused = False  # new partitions start unpaused; the next turn of the loop decides again
+        log.info("partitions assigned", partitions=sorted(p for _, p in self._epochs))
+
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        partitions = [_key(partition) for partition in revoked]
+        finished = self._backlog.release(partitions, self._release_budget_s)
+        for partition in partitions:
+            self._epochs.pop(partition, None)
+        if partitions:
+            log.info("partitions revoked", partitions=sorted(p for _, p in partitions), windows_finished=finished)
+
+    def on_partitions_lost(self, lost: Iterable[TopicPartition]) -> None:
+        partitions = [_key(partition) for partition in lost]
+        self._backlog.invalidate(partitions)
+        for partition in partitions:
+            self._epochs.pop(partition, None)
+        log.warning("partitions lost", partitions=sorted(p for _, p in partitions))
+
+    def _hand_over(self, polled: dict[TopicPartition, list[Any]]) -> None:
+        for partition, records in polled.items():
+            key = _key(partition)
+            if (epoch := self._epochs.get(key)) is not None:
+                self._backlog.fill(key, epoch, self._decode(records))
+
+    def _pause_or_resume(self) -> None:
+        full = self._backlog.full
+        if full == self._paused:
+            return
+        partitions = self._consumer.assignment()
+        if full:
+            self._consumer.pause(*partitions)
+        else:
+            self._consumer.resume(*partitions)
+        self._paused = full
+
+    def _run_errands(self) -> None:
+        while True:
+            try:
+                errand = self._errands.get_nowait()
+            except queue.Empty:
+                return
+            errand()
+
+    def _seek_to_committed(self, partitions: list[Partition]) -> None:
+        owned = self._consumer.assignment()
+        for topic, number in partitions:
+            partition = TopicPartition(topic, number)
+            if partition not in owned:
+                continue  # its next owner reads it again
+            committed = self._consumer.committed(partition, timeout_ms=10_000)
+            if committed is None:
+                self._consumer.seek_to_beginning(partition)
+            else:
+                self._consumer.seek(partition, committed)
+            self._epochs[(topic, number)] = self._backlog.epoch((topic, number))
+            log.info("reading again", partition=number, offset=committed)
+
+    def _commit(self, window: Window) -> None:
+        try:
+            if self._backlog.current(window):
+                self._consumer.commit(
+                    {TopicPartition(*p): OffsetAndMetadata(o, "", -1) for p, o in window.next_offsets.items()},
+                    timeout_ms=10_000,
+                )
+        except (CommitFailedError, KafkaError) as error:
+            # At least once: the records are out; without a commit they will be published again.
+            log.warning("offsets not committed", error=repr(error))
+        finally:
+            self._backlog.finish(window)
+
+
+def _key(partition: TopicPartition) -> Partition:
+    return (partition.topic, partition.partition)

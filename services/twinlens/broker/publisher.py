@@ -1,0 +1,183 @@
+"""Publishing a window's outputs and its source offsets in one Kafka transaction."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import structlog
+from kafka import KafkaProducer, TopicPartition
+from kafka.errors import KafkaError, MessageSizeTooLargeError
+from kafka.structs import OffsetAndMetadata
+
+from twinlens.broker.client import new_producer
+from twinlens.errors import AskUser, RedoWindow, ReplaceReplica
+from twinlens.settings import Settings
+from twinlens.window import Headers, Partition
+
+log = structlog.get_logger(__name__)
+
+
+class OutgoingRecord(NamedTuple):
+    """One record to publish."""
+
+    topic: str
+    partition: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+class Publisher(Protocol):
+    """Publishes windows. Called by one thread; `busy_s` may be read by any."""
+
+    def publish(
+        self, records: Sequence[OutgoingRecord], offsets: Mapping[Partition, int], claim: Callable[[], Any | None]
+    ) -> None: ...
+
+    @property
+    def busy_s(self) -> float: ...
+
+    def close(self) -> None: ...
+
+
+class _Producing:
+    """What both publishers share: one producer, and a watch on calls that may never return."""
+
+    def __init__(self) -> None:
+        self._busy_since: float | None = None
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds the running call to Kafka has taken so far; 0 between calls."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def _send(self, producer: KafkaProducer, records: Sequence[OutgoingRecord]) -> list[Any]:
+        try:
+            return [producer.send(r.topic, r.value, r.key, r.headers, r.partition) for r in records]
+        except MessageSizeTooLargeError as error:
+            raise ReplaceReplica(
+                f"an output record is larger than kafka.max_request_bytes ({error}); raise it, and max.message.bytes "
+                "of the output topics with it"
+            ) from error
+
+
+class TransactionalPublisher(_Producing):
+    """Exactly-once delivery (KIP-98, KIP-447). The steps of a commit:
+
+    1. `begin_transaction`: local.
+    2. Send every output record, co-partitioned with its source, under this producer's epoch.
+    3. `claim()`: the group metadata of the member as of now, and only then the question whether the window's
+       partitions are still its own. In this order a partition that is lost later needs a newer generation to be
+       read by somebody else, and the broker refuses step 4 under the older one.
+    4. `send_offsets_to_transaction`: the offsets after the window's last records, with that metadata; their metadata
+       string is the transactional id, so that a successor can find the transaction that holds them back.
+    5. `commit_transaction`: flushes step 2 and writes the commit markers; `read_committed` readers see the window.
+
+    Anything that fails before the markers are written aborts the transaction and raises RedoWindow: the outputs stay
+    invisible, the offsets stay where they were. A producer that was fenced or cannot abort is replaced by a new one
+    under a new transactional id; the broker aborts what the old one left after `transaction_timeout_ms`.
+    The calls of steps 4 and 5 wait without a limit of their own: `busy_s` lets the health check bound them.
+    """
+
+    def __init__(self, settings: Settings, client_id: str) -> None:
+        super().__init__()
+        self._settings = settings
+        self._client_id = client_id
+        self._producer = self._new_producer()
+
+    def publish(
+        self, records: Sequence[OutgoingRecord], offsets: Mapping[Partition, int], claim: Callable[[], Any | None]
+    ) -> None:
+        """Publish one window. `claim` returns the group metadata, or None when the window is no longer ours.
+
+        Raises RedoWindow when nothing was published.
+        """
+        self._busy_since = time.monotonic()
+        try:
+            self._producer.begin_transaction()
+            self._send(self._producer, records)
+            metadata = claim()
+            if metadata is None:
+                raise RedoWindow("its partitions were revoked")
+            self._producer.send_offsets_to_transaction(
+                {TopicPartition(*p): OffsetAndMetadata(o, self._transactional_id, -1) for p, o in offsets.items()},
+                metadata,
+            )
+            self._producer.commit_transaction()
+        except (KafkaError, RedoWindow) as error:
+            self._abort(error)
+            raise RedoWindow(f"the transaction was aborted: {error!r}") from error
+        finally:
+            self._busy_since = None
+
+    def close(self) -> None:
+        self._producer.close(timeout=5)
+
+    def _abort(self, reason: Exception) -> None:
+        log.warning("transaction aborted", reason=repr(reason))
+        try:
+            self._producer.abort_transaction()
+        except KafkaError as error:
+            log.warning("producer replaced", reason=repr(error))
+            self._producer.close(timeout=0)
+            try:
+                self._producer = self._new_producer()
+            except (AskUser, KafkaError) as fatal:
+                raise ReplaceReplica(f"no new producer could be made: {fatal}") from fatal
+
+    def _new_producer(self) -> KafkaProducer:
+        self._transactional_id = f"{self._client_id}-{uuid.uuid4().hex[:8]}"
+        producer = new_producer(
+            self._settings.kafka,
+            transactional_id=self._transactional_id,
+            transaction_timeout_ms=self._settings.kafka.transaction_timeout_ms,
+            **_throughput(self._settings),
+        )
+        producer.init_transactions()
+        return producer
+
+
+class AtLeastOncePublisher(_Producing):
+    """Outputs first, offsets afterwards: a crash in between publishes a window twice.
+
+    `commit` is handed the claim of a window whose outputs are all acknowledged.
+    """
+
+    def __init__(self, settings: Settings, client_id: str) -> None:
+        super().__init__()
+        self._producer = new_producer(settings.kafka, client_id=client_id, **_throughput(settings))
+
+    def publish(
+        self, records: Sequence[OutgoingRecord], offsets: Mapping[Partition, int], claim: Callable[[], Any | None]
+    ) -> None:
+        """Publish one window and wait until every record is acknowledged. Raises RedoWindow when one was not."""
+        self._busy_since = time.monotonic()
+        try:
+            if claim() is None:
+                raise RedoWindow("its partitions were revoked")
+            futures = self._send(self._producer, records)
+            self._producer.flush(timeout=60)
+            for future in futures:
+                future.get(timeout=0.001)
+        except KafkaError as error:
+            raise RedoWindow(f"not every record was acknowledged: {error!r}") from error
+        finally:
+            self._busy_since = None
+
+    def close(self) -> None:
+        self._producer.close(timeout=5)
+
+
+def _throughput(settings: Settings) -> dict[str, Any]:
+    """Large batches: a window is sent at once, and the commit flushes it, so lingering costs nothing."""
+    compression = settings.output.compression
+    return {
+        "linger_ms": 5,
+        "batch_size": 256 * 1024,
+        "compression_type": None if compression == "none" else compression,
+        "max_block_ms": 30_000,
+    }

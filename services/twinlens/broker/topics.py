@@ -1,0 +1,89 @@
+"""Creating, describing and checking the topics. Outputs are co-partitioned with the input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kafka import KafkaAdminClient
+from kafka.admin import NewTopic
+from kafka.errors import KafkaError, TopicAlreadyExistsError
+
+from twinlens.broker.client import asking_user, new_admin
+from twinlens.errors import AskUser
+from twinlens.settings import Settings
+
+DAY_MS = 24 * 60 * 60 * 1000
+
+
+@dataclass(frozen=True)
+class TopicState:
+    """What the broker says of one topic; `partitions` is 0 when it does not exist."""
+
+    name: str
+    partitions: int
+    replication: int
+
+
+def describe(admin: KafkaAdminClient, settings: Settings) -> list[TopicState]:
+    """The input topic, then the outputs, as they are now."""
+    names = [settings.topics.input, *settings.topics.outputs]
+    existing = set(admin.list_topics())
+    found = {topic["name"]: topic for topic in admin.describe_topics([n for n in names if n in existing])}
+    states = []
+    for name in names:
+        partitions = found[name]["partitions"] if name in found else []
+        replication = len(partitions[0]["replica_nodes"]) if partitions else 0
+        states.append(TopicState(name, len(partitions), replication))
+    return states
+
+
+def create(settings: Settings, partitions: int, replication: int) -> list[str]:
+    """Create the topics that are missing; returns their names. Outputs get as many partitions as the input has."""
+    admin = new_admin(settings.kafka)
+    try:
+        states = {state.name: state for state in describe(admin, settings)}
+        count = states[settings.topics.input].partitions or partitions
+        missing = [
+            NewTopic(name, count, replication, topic_configs=_config(settings, name))
+            for name, state in states.items()
+            if not state.partitions
+        ]
+        if missing:
+            with asking_user(settings.kafka):
+                try:
+                    admin.create_topics(missing)
+                except TopicAlreadyExistsError:
+                    pass  # somebody else was a moment faster
+                except KafkaError as error:
+                    raise AskUser(f"The topics could not be created: {error}.") from None
+                admin.wait_for_topics([topic.name for topic in missing])
+        return [topic.name for topic in missing]
+    finally:
+        admin.close()
+
+
+def check(settings: Settings) -> int:
+    """The number of partitions. AskUser when a topic is missing or not co-partitioned with the input."""
+    admin = new_admin(settings.kafka)
+    try:
+        with asking_user(settings.kafka):
+            states = describe(admin, settings)
+    finally:
+        admin.close()
+    if missing := [state.name for state in states if not state.partitions]:
+        raise AskUser(f"Missing topics: {', '.join(missing)}. Create them with `twinlens topics create`.")
+    wanted = states[0].partitions
+    if uneven := [f"{state.name} ({state.partitions})" for state in states if state.partitions != wanted]:
+        raise AskUser(
+            f"Outputs must have as many partitions as {settings.topics.input} ({wanted}), but: {', '.join(uneven)}. "
+            "Recreate them, or name other outputs under `topics`."
+        )
+    return wanted
+
+
+def _config(settings: Settings, name: str) -> dict[str, str]:
+    """Room for the largest record; a week of everything, a month of what people come back for."""
+    config = {"max.message.bytes": str(settings.kafka.max_request_bytes), "retention.ms": str(7 * DAY_MS)}
+    if name in (settings.topics.divergences, settings.topics.comparisons, settings.topics.dlq):
+        config["retention.ms"] = str(30 * DAY_MS)
+    return config

@@ -1,0 +1,66 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from twinlens.errors import AskUser
+from twinlens.settings import Settings
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="Ray Serve config file whose `args` are the settings (see deploy/serve.yaml)."),
+]
+BrokersOption = Annotated[
+    str | None,
+    typer.Option("--bootstrap-servers", "-b", help="Kafka brokers, host:port separated by commas."),
+]
+AppOption = Annotated[str | None, typer.Option("--app", help="Application of the config file, when it has several.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on the last line.")]
+
+
+def load_settings(config: Path | None, brokers: str | None = None, app: str | None = None) -> Settings:
+    """Settings of a command: the file's, then the environment's, then the options'."""
+    settings = Settings.load(read_application(config, app)["args"] if config else {})
+    if brokers:
+        kafka = settings.kafka.model_copy(update={"bootstrap_servers": brokers})
+        settings = settings.model_copy(update={"kafka": kafka})
+    return settings
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A Ray Serve config file. AskUser when it is not one."""
+    try:
+        config = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise AskUser(f"The config file {path} cannot be read: {error.strerror}.") from None
+    except yaml.YAMLError as error:
+        raise AskUser(f"The config file {path} is not YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(config, dict) or not isinstance(config.get("applications"), list) or not config["applications"]:
+        raise AskUser(f"The config file {path} has no `applications`; deploy/serve.yaml is a model.")
+    return config
+
+
+def read_application(path: Path, name: str | None = None) -> dict[str, Any]:
+    """One application of a config file, with `args` always there."""
+    applications = read_config(path)["applications"]
+    chosen = [each for each in applications if name is None or each.get("name") == name]
+    if len(chosen) != 1:
+        names = ", ".join(str(each.get("name")) for each in applications)
+        raise AskUser(f"The config file {path} has the applications {names}; choose one with --app.")
+    return {**chosen[0], "args": chosen[0].get("args") or {}}
+
+
+def terminate_like_ctrl_c() -> None:
+    """Make SIGTERM end the command as Ctrl-C does, so that everything it started is stopped."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)

@@ -1,0 +1,81 @@
+"""`twinlens produce`: feed lines into the input topic."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from twinlens.broker.feed import feed, new_feed_producer
+from twinlens.cli.options import BrokersOption, ConfigOption, load_settings
+from twinlens.errors import AskUser
+
+
+def produce(
+    source: Annotated[str, typer.Argument(metavar="FILE.jsonl|-", help="One record per line; - is standard input.")],
+    config: ConfigOption = None,
+    bootstrap_servers: BrokersOption = None,
+    topic: Annotated[str | None, typer.Option(help="Topic to feed (default: the input topic).")] = None,
+    rate: Annotated[float, typer.Option(min=0, help="Records per second; 0 is as fast as they go.")] = 0,
+    key_field: Annotated[str | None, typer.Option(help="Field whose value is the record's key.")] = "id",
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many records.")] = None,
+) -> None:
+    """Send every line of a file, as it is, as one record.
+
+    Example: twinlens produce tweets.jsonl -b kafka:9092 --rate 500 --key-field user.id
+
+    Example: zcat tweets.jsonl.gz | twinlens produce - --limit 10000
+    """
+    settings = load_settings(config, bootstrap_servers)
+    lines = read_lines(source)
+    total = limit if source == "-" else min(_count_lines(Path(source)), limit or sys.maxsize)
+    producer = new_feed_producer(settings.kafka)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    target = topic or settings.topics.input
+    try:
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            task = progress.add_task(f"producing to {target}", total=total)
+
+            def go_on(sent: int) -> bool:
+                progress.update(task, completed=sent)
+                return limit is None or sent < limit
+
+            sent = feed(producer, target, lines, rate=rate, key_field=key_field, go_on=go_on)
+            progress.update(task, completed=sent)
+    finally:
+        producer.close(timeout=10)
+    typer.echo(f"produced {sent} records to {target}")
+
+
+def read_lines(source: str) -> Iterator[bytes]:
+    """The lines of a file or of standard input, without their ends; empty lines are left out."""
+    if source == "-":
+        stream = sys.stdin.buffer
+    else:
+        try:
+            stream = Path(source).open("rb")  # noqa: SIM115 - closed when the generator ends
+        except OSError as error:
+            raise AskUser(f"The file {source} cannot be read: {error.strerror}.") from None
+    return _lines(stream)
+
+
+def _lines(stream: Iterator[bytes]) -> Iterator[bytes]:
+    for line in stream:
+        if stripped := line.rstrip(b"\r\n"):
+            yield stripped
+
+
+def _count_lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for line in file if line.strip())

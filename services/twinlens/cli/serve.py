@@ -1,0 +1,130 @@
+"""`twinlens serve`: run the application of a config file on Ray Serve."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from twinlens.broker import topics
+from twinlens.cli.options import read_config, terminate_like_ctrl_c
+from twinlens.cluster import local_cluster
+from twinlens.errors import AskUser
+from twinlens.settings import Settings
+
+IMPORT_PATH = "twinlens.app:build"
+LOOPBACK = "127.0.0.1"
+
+
+def serve(
+    config: Annotated[
+        Path, typer.Option("--config", "-c", help="Ray Serve config file; deploy/serve.yaml is the model.")
+    ],
+    address: Annotated[
+        str | None,
+        typer.Option(envvar="RAY_ADDRESS", help="A running Ray cluster (default: start one on this machine)."),
+    ] = None,
+    verbose: Annotated[bool, typer.Option(help="Show the logs of Ray and of the replicas.")] = False,
+) -> None:
+    """Run twinlens against any Kafka until Ctrl-C.
+
+    The same file works with `serve deploy`. Settings come from its `args`; environment variables override them.
+
+    Example: TWINLENS_KAFKA__BOOTSTRAP_SERVERS=kafka:9092 twinlens serve -c deploy/serve.yaml
+    """
+    terminate_like_ctrl_c()
+    schema = read_config(config)
+    for each in schema["applications"]:
+        if each.get("import_path") == IMPORT_PATH:
+            _check(Settings.load(each.get("args") or {}))
+    with _cluster(address, verbose=verbose):
+        names = _deploy(schema)
+        http = schema["http_options"]
+        typer.echo(
+            f"twinlens serves {', '.join(names)} at http://{http['host']}:{http['port']} (Ctrl-C stops)", err=True
+        )
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                time.sleep(2)
+        typer.echo("stopping: replicas finish and commit what they have in hand", err=True)
+
+
+def _check(settings: Settings) -> None:
+    """What can be known before anything is started: broker, topics, models."""
+    topics.check(settings)
+    from twinlens.inference.model import check_model  # noqa: PLC0415 - imports transformers
+
+    for path in (settings.raw, settings.predict):
+        check_model(*settings.model_of(path))
+
+
+def _cluster(address: str | None, *, verbose: bool) -> contextlib.AbstractContextManager[None]:
+    return local_cluster(verbose=verbose) if address is None else _connected(address)
+
+
+@contextlib.contextmanager
+def _connected(address: str) -> Any:
+    import ray  # noqa: PLC0415
+
+    try:
+        ray.init(address=address, namespace="twinlens")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise AskUser(f"No Ray cluster answers at {address} ({str(error).splitlines()[0]}).") from None
+    try:
+        yield
+    finally:
+        from ray import serve as ray_serve  # noqa: PLC0415
+
+        ray_serve.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
+
+
+def _deploy(schema: dict[str, Any]) -> list[str]:
+    """Deploy the file as `serve run` does (ray/serve/scripts.py) and wait until every application runs."""
+    import ray.serve._private.api as private  # noqa: PLC0415 - there is no public call that takes a config file
+    from ray.serve.config import ProxyLocation  # noqa: PLC0415
+    from ray.serve.schema import ServeDeploySchema  # noqa: PLC0415
+
+    schema["http_options"] = {"host": LOOPBACK, "port": 8000, **(schema.get("http_options") or {})}
+    try:
+        config = ServeDeploySchema.model_validate(schema)
+    except ValueError as error:
+        raise AskUser(f"The config file is no Ray Serve config: {' '.join(str(error).split())}.") from None
+    client = private.serve_start(
+        http_options=config.http_options.model_dump(), proxy_location=ProxyLocation(config.proxy_location)
+    )
+    client.deploy_apps(config, _blocking=False)
+    names = [each.name for each in config.applications]
+    _wait_until_running(names)
+    return names
+
+
+def _wait_until_running(names: list[str]) -> None:
+    from ray import serve as ray_serve  # noqa: PLC0415
+
+    said = ""
+    while True:
+        applications = ray_serve.status().applications
+        states = {name: applications[name].status for name in names if name in applications}
+        for name, state in states.items():
+            messages = [applications[name].message, *(d.message for d in applications[name].deployments.values())]
+            if reason := reason_in(" ".join(messages)):
+                raise AskUser(reason)
+            if state in ("DEPLOY_FAILED", "UNHEALTHY"):
+                raise AskUser(f"The application {name} could not be deployed: {' '.join(messages).strip()[-2000:]}")
+        if len(states) == len(names) and all(state == "RUNNING" for state in states.values()):
+            return
+        if (line := f"{', '.join(f'{n} {s.lower()}' for n, s in states.items())}") != said:
+            typer.echo(f"deploying: {line}", err=True)
+            said = line
+        time.sleep(0.5)
+
+
+def reason_in(message: str) -> str | None:
+    """The sentence of an AskUser that was raised in another process and came back as part of a traceback."""
+    found = re.search(r"AskUser: (.+)", message)
+    return found.group(1).strip() if found else None

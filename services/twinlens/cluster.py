@@ -1,0 +1,73 @@
+"""A Ray of our own on this machine, for `twinlens demo`, `twinlens serve` and the tests; gone after the block."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+OBJECT_STORE_BYTES = 100 * 1024 * 1024  #: twinlens puts nothing there
+
+
+@contextlib.contextmanager
+def local_cluster(num_cpus: int | None = None, *, verbose: bool = False) -> Iterator[None]:
+    """Run Ray with `num_cpus` logical CPUs (default: those of the machine) until the block ends."""
+    # A token of our own keeps other users of the machine out and Ray from writing one into the home folder.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "1" if verbose else "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray  # noqa: PLC0415 - takes a second; `twinlens --help` need not wait for it
+    from ray import serve  # noqa: PLC0415
+
+    folder = Path(tempfile.mkdtemp(prefix="twinlens-"))
+    if not verbose:
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    ray.init(
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        log_to_driver=verbose,
+        logging_level=logging.WARNING if verbose else logging.ERROR,
+        object_store_memory=OBJECT_STORE_BYTES,
+        _temp_dir=str(folder),
+        namespace="twinlens",
+    )
+    try:
+        yield
+    finally:
+        # Deleting the applications lets replicas finish and commit. The controller goes with the cluster: shutting
+        # Serve down before it costs seconds and makes Ray report calls to a controller that is no more.
+        for name in list(serve.status().applications):
+            serve.delete(name)
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def start_http(host: str = "127.0.0.1", port: int | None = None) -> int:
+    """Start Serve's proxy on `host`; returns the port (a free one by default)."""
+    from ray import serve  # noqa: PLC0415
+
+    chosen = port if port is not None else free_port()
+    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": chosen})
+    return chosen
+
+
+def free_port() -> int:
+    """A loopback port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run(app: Any, name: str) -> Any:
+    """Deploy `app` and wait until it runs; returns its handle."""
+    from ray import serve  # noqa: PLC0415
+
+    return serve.run(app, name=name, route_prefix="/", logging_config={"log_level": "WARNING"})

@@ -1,0 +1,109 @@
+"""Bytes of a record to a tweet, or a named refusal. Pure.
+
+| value                                   | answer                                                   |
+|-----------------------------------------|----------------------------------------------------------|
+| null (a tombstone)                      | refused: `tombstone`                                     |
+| no bytes                                | refused: `empty_value`                                   |
+| not UTF-8                               | refused: `not_utf8`                                      |
+| JSON: malformed / not an object         | refused: `not_json` / `not_an_object`                    |
+| JSON: no text field / null              | refused: `no_text_field`                                 |
+| JSON: text is a number, list, ...       | refused: `text_not_a_string`                             |
+| a lone surrogate (`"\\ud800"`)          | refused: `lone_surrogate`, no tokenizer can take it      |
+| more than `max_text_chars` characters   | refused: `text_too_long`                                 |
+| an empty text, control characters, `[SEP]` | a tweet: both paths get it unchanged                  |
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+import msgspec
+
+from twinlens.errors import RefusalReason, RefuseRecord
+from twinlens.settings import IntakeSettings
+
+
+class Tweet(NamedTuple):
+    """What is read of a record: its id (as text) and its text."""
+
+    id: str
+    text: str
+
+
+_decode_json = msgspec.json.Decoder().decode
+
+
+def decode(value: bytes | None, settings: IntakeSettings, fallback_id: str) -> Tweet:
+    """The tweet in a record's value. `fallback_id` is its id where the record names none.
+
+    Raises RefuseRecord with the reason.
+    """
+    if value is None:
+        raise RefuseRecord(RefusalReason.TOMBSTONE, "the record has a null value")
+    if not value:
+        raise RefuseRecord(RefusalReason.EMPTY_VALUE, "the record has no bytes")
+    tweet = (
+        _decode_text(value, fallback_id) if settings.format == "text" else _decode_object(value, settings, fallback_id)
+    )
+    if len(tweet.text) > settings.max_text_chars:
+        raise RefuseRecord(
+            RefusalReason.TEXT_TOO_LONG,
+            f"{len(tweet.text)} characters, intake.max_text_chars is {settings.max_text_chars}",
+        )
+    return tweet
+
+
+def _decode_text(value: bytes, fallback_id: str) -> Tweet:
+    try:
+        return Tweet(fallback_id, value.decode())
+    except UnicodeDecodeError as error:
+        raise RefuseRecord(RefusalReason.NOT_UTF8, f"invalid byte at position {error.start}") from None
+
+
+def _decode_object(value: bytes, settings: IntakeSettings, fallback_id: str) -> Tweet:
+    try:
+        body = _decode_json(value)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        body = _decode_slowly(value)
+    if not isinstance(body, dict):
+        raise RefuseRecord(RefusalReason.NOT_AN_OBJECT, f"the JSON value is a {type(body).__name__}, not an object")
+    text = _field(body, settings.text_field)
+    if text is None:
+        raise RefuseRecord(RefusalReason.NO_TEXT_FIELD, f"there is no field {settings.text_field!r}")
+    if not isinstance(text, str):
+        raise RefuseRecord(
+            RefusalReason.TEXT_NOT_A_STRING, f"the field {settings.text_field!r} is a {type(text).__name__}"
+        )
+    name = _field(body, settings.id_field)
+    return Tweet(fallback_id if name is None else str(name), text)
+
+
+def _decode_slowly(value: bytes) -> Any:
+    """The fast decoder said no: find out why, in the words of the table above."""
+    try:
+        body = json.loads(value.decode())
+    except UnicodeDecodeError as error:
+        raise RefuseRecord(RefusalReason.NOT_UTF8, f"invalid byte at position {error.start}") from None
+    except (json.JSONDecodeError, RecursionError, ValueError) as error:
+        raise RefuseRecord(RefusalReason.NOT_JSON, str(error)) from None
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise RefuseRecord(RefusalReason.LONE_SURROGATE, "the JSON contains half of a surrogate pair") from None
+    except RecursionError as error:
+        raise RefuseRecord(RefusalReason.NOT_JSON, str(error)) from None
+    # What is left is what Python's decoder takes and the standard does not, such as NaN.
+    raise RefuseRecord(RefusalReason.NOT_JSON, "the value is not standard JSON")
+
+
+def _field(body: dict[str, Any], path: str) -> Any:
+    """The value at a dotted path; a field whose own name has dots wins."""
+    if path in body:
+        return body[path]
+    node: Any = body
+    for part in path.split("."):
+        if not isinstance(node, dict):
+            return None
+        node = node.get(part)
+    return node

@@ -1,0 +1,144 @@
+"""Loading a sequence classifier: safetensors only, no remote code, `eval()`, and a clear word when it is not one."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from twinlens.errors import AskUser
+from twinlens.records import ModelId
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """Weights on a device, with what both paths need to know of them."""
+
+    id: ModelId
+    model: Any
+    source: str  #: what `from_pretrained` was given
+    revision: str | None
+    labels: list[str]  #: in the order of the logits
+    max_tokens: int  #: longest input the position embeddings and the tokenizer allow, special tokens included
+    dtype: str
+    device: str
+
+    def new_tokenizer(self) -> Any:
+        """A tokenizer object of its own. Fast tokenizers keep truncation state: never share one between threads."""
+        return AutoTokenizer.from_pretrained(self.source, revision=self.revision, trust_remote_code=False)
+
+
+def resolve_device(device: str) -> str:
+    """`auto` is the first CUDA device this process may see (Ray hides those it did not assign), else the CPU."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_model(source: str, revision: str | None, dtype: str, device: str) -> LoadedModel:
+    """Load a classifier from a hub id or a local folder.
+
+    Raises AskUser when there is none, when its weights are not safetensors, or when it has no classifier head.
+    """
+    config = _load_config(source, revision)
+    model = _load_weights(source, revision, dtype)
+    try:
+        model = model.to(device).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise AskUser(f"Device {device!r} cannot be used: {error}. Set `device` to auto, cpu or cuda.") from None
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    return LoadedModel(
+        id=ModelId(name=Path(source).name if Path(source).is_dir() else source, revision=_revision(source, config)),
+        model=model,
+        source=source,
+        revision=revision,
+        labels=[str(model.config.id2label[i]) for i in range(model.config.num_labels)],
+        max_tokens=_max_tokens(model, tokenizer),
+        dtype=dtype,
+        device=str(next(model.parameters()).device),
+    )
+
+
+def _load_config(source: str, revision: str | None) -> Any:
+    try:
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise AskUser(
+            f"There is no model {source!r} ({_first_sentence(error)}). Set raw.model to a hub id that this machine can "
+            "reach, or to a folder with config.json, tokenizer.json and model.safetensors."
+        ) from None
+
+
+def _load_weights(source: str, revision: str | None, dtype: str) -> Any:
+    try:
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            source,
+            revision=revision,
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except OSError as error:
+        raise AskUser(
+            f"The model {source!r} has no usable safetensors weights ({_first_sentence(error)}). "
+            "Save it with `save_pretrained(..., safe_serialization=True)`."
+        ) from None
+    except ValueError as error:
+        raise AskUser(f"The model {source!r} is no sequence classifier ({_first_sentence(error)}).") from None
+    if missing := sorted(loading["missing_keys"]):
+        raise AskUser(
+            f"The model {source!r} has no trained classifier head: {', '.join(missing[:3])} would be random. "
+            "Set raw.model to a model that was fine-tuned for sequence classification."
+        )
+    return model
+
+
+def _max_tokens(model: Any, tokenizer: Any) -> int:
+    """RoBERTa-like embeddings start counting positions after the padding index, which costs that many positions."""
+    limits = [int(tokenizer.model_max_length)]
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions and positions > 0:
+        embeddings = getattr(model.base_model, "embeddings", None)
+        padding = getattr(embeddings, "padding_idx", None)
+        limits.append(int(positions) - (0 if padding is None else int(padding) + 1))
+    return min(limits)
+
+
+def _revision(source: str, config: Any) -> str:
+    """Commit of a hub model; BLAKE2b-48 over the weights of a local folder."""
+    if commit := getattr(config, "_commit_hash", None):
+        return str(commit)
+    digest = hashlib.blake2b(digest_size=6)
+    for file in sorted(Path(source).glob("*.safetensors")):
+        with file.open("rb") as weights:
+            while chunk := weights.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")
+
+
+def check_model(source: str, revision: str | None) -> None:
+    """What can be known without loading the weights. Raises AskUser as `load_model` would."""
+    config = _load_config(source, revision)
+    architectures = config.architectures or []
+    if architectures and not any(name.endswith("ForSequenceClassification") for name in architectures):
+        raise AskUser(
+            f"The model {source!r} has no classifier head: it is a {architectures[0]}. "
+            "Set raw.model to a model that was fine-tuned for sequence classification."
+        )
+    folder = Path(source)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise AskUser(
+            f"The model {source!r} has no safetensors weights. "
+            "Save it with `save_pretrained(..., safe_serialization=True)`."
+        )

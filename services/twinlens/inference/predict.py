@@ -1,0 +1,129 @@
+"""The predict path: the stock `pipeline("text-classification")`, with its own tokenizer object and its own arguments.
+
+It is unmodified in what it computes. The subclass only looks on: every overridden step calls the stock one and keeps
+what is needed to explain a difference (token ids, mask, logits).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from transformers import TextClassificationPipeline, pipeline
+
+from twinlens.inference.model import LoadedModel
+from twinlens.inference.observations import Batch, Observations, PathFacts, bisect, error_of, resolve_function
+from twinlens.inference.raw import NON_FINITE, was_truncated
+from twinlens.records import LabelScore
+from twinlens.settings import PredictSettings
+from twinlens.window import Item
+
+
+class ObservedPipeline(TextClassificationPipeline):  # type: ignore[misc]
+    """The stock pipeline with a notebook: `seen` holds one entry per text of the running call, in order."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.seen: list[dict[str, Any]] = []
+        self.padded_tokens = 0
+        super().__init__(*args, **kwargs)
+
+    def preprocess(self, inputs: Any, **tokenizer_kwargs: Any) -> Any:
+        encoded = super().preprocess(inputs, **tokenizer_kwargs)
+        self.seen.append(
+            {
+                "input_ids": encoded["input_ids"][0].tolist(),
+                "mask_count": int(encoded["attention_mask"].sum()) if "attention_mask" in encoded else -1,
+                "truncated": was_truncated(self.tokenizer, encoded, 0, inputs),
+                "logits": None,
+            }
+        )
+        return encoded
+
+    def _forward(self, model_inputs: Any) -> Any:
+        self.padded_tokens = int(model_inputs["input_ids"].shape[1])
+        outputs = super()._forward(model_inputs)
+        logits = outputs["logits"].float().cpu().numpy()
+        for entry, row in zip((e for e in self.seen if e["logits"] is None), logits, strict=True):
+            entry["logits"] = row
+        return outputs
+
+
+class PredictPath:
+    """Runs the pipeline on texts. Used by the compute thread only."""
+
+    def __init__(self, model: LoadedModel, settings: PredictSettings) -> None:
+        self._loaded = model
+        self.reconfigure(settings)
+
+    def reconfigure(self, settings: PredictSettings) -> None:
+        """Take other pipeline arguments; the weights stay."""
+        model = self._loaded
+        tokenizer = model.new_tokenizer()
+        self.can_batch = tokenizer.pad_token_id is not None
+        self.max_tokens = min(settings.max_length or model.max_tokens, model.max_tokens)
+        arguments: dict[str, Any] = {}
+        if settings.truncation:
+            arguments |= {"truncation": True, "max_length": self.max_tokens}
+        if settings.function_to_apply != "default":
+            arguments["function_to_apply"] = settings.function_to_apply
+        if settings.top_k is not None:
+            arguments["top_k"] = settings.top_k
+        self._pipeline: ObservedPipeline = pipeline(
+            "text-classification",
+            model=model.model,
+            tokenizer=tokenizer,
+            device=model.device,
+            pipeline_class=ObservedPipeline,
+            **arguments,
+        )
+        self.facts = PathFacts(
+            model=model.id,
+            labels=model.labels,
+            function=resolve_function(model.model.config, settings.function_to_apply),
+            dtype=model.dtype,
+            device=model.device,
+            training=model.model.training,
+        )
+
+    def observe(self, items: Sequence[Item], batches: Sequence[Sequence[int]]) -> Observations:
+        """One row per item, computed in the given batches (lists of indices into `items`)."""
+        seen = Observations.empty(self.facts, len(items))
+
+        def run(rows: Sequence[int]) -> None:
+            self._run(seen, items, rows)
+
+        def fail(row: int, error: Exception) -> None:
+            seen.errors[row] = error_of(error)
+            self._note(seen, [row])
+
+        for batch in batches:
+            bisect(batch, run, fail)
+        return seen
+
+    def _run(self, seen: Observations, items: Sequence[Item], rows: Sequence[int]) -> None:
+        self._pipeline.seen.clear()
+        start = time.perf_counter()
+        answers = self._pipeline([items[row].text for row in rows], batch_size=len(rows))
+        seconds = time.perf_counter() - start
+        self._note(seen, rows)
+        index = {label: position for position, label in enumerate(self.facts.labels)}
+        for row, answer, entry in zip(rows, answers, self._pipeline.seen, strict=True):
+            entries = answer if isinstance(answer, list) else [answer]
+            seen.answers[row] = [LabelScore(e["label"], e["score"]) for e in entries]
+            seen.logits[row] = entry["logits"]
+            if not (np.isfinite(entry["logits"]).all() and np.isfinite(entries[0]["score"])):
+                seen.errors[row] = NON_FINITE  # the pipeline would have said label 0
+                continue
+            seen.top[row] = index[entries[0]["label"]]
+            seen.scores[row, seen.top[row]] = entries[0]["score"]
+            seen.batch_of[row] = len(seen.batches)
+        seen.batches.append(Batch(len(rows), self._pipeline.padded_tokens, seconds))
+
+    def _note(self, seen: Observations, rows: Sequence[int]) -> None:
+        """Copy what the tokenizer did; of a text that broke the tokenizer there is nothing."""
+        for row, entry in zip(rows, self._pipeline.seen, strict=False):
+            seen.input_ids[row] = entry["input_ids"]
+            seen.truncated[row] = entry["truncated"]
+            seen.mask_counts[row] = len(entry["input_ids"]) if entry["mask_count"] < 0 else entry["mask_count"]

@@ -1,0 +1,156 @@
+"""The raw path: `model(**tokenizer(text))`, in batches. It yields logits."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from twinlens.inference.model import LoadedModel
+from twinlens.inference.observations import (
+    Batch,
+    Observations,
+    PathFacts,
+    apply_function,
+    bisect,
+    error_of,
+    resolve_function,
+)
+from twinlens.records import PathError
+from twinlens.settings import RawSettings
+from twinlens.window import Item
+
+NON_FINITE = PathError(type="NonFiniteLogits", message="the model gave NaN or infinity")
+
+
+class RawTokenizer:
+    """The raw path's own tokenizer object. Used by the intake thread only, so that lengths are known early."""
+
+    def __init__(self, model: LoadedModel, settings: RawSettings) -> None:
+        self._tokenizer = model.new_tokenizer()
+        self._arguments: dict[str, Any] = {"truncation": settings.truncation}
+        if settings.truncation:
+            self._arguments["max_length"] = min(settings.max_length or model.max_tokens, model.max_tokens)
+
+    def tokenize(self, items: Sequence[Item]) -> None:
+        """Fill `inputs` and `truncated` of every item; where the tokenizer raises, `token_error`."""
+
+        def run(rows: Sequence[int]) -> None:
+            chosen = [items[row] for row in rows]
+            encoded = self._tokenizer([item.text for item in chosen], verbose=False, **self._arguments)
+            names = [name for name in encoded if name != "attention_mask"]
+            for position, item in enumerate(chosen):
+                item.inputs = {name: encoded[name][position] for name in names}
+                item.truncated = self._was_truncated(encoded, position, item)
+
+        def fail(row: int, error: Exception) -> None:
+            items[row].token_error = error
+
+        if items:
+            bisect(range(len(items)), run, fail)
+
+    def _was_truncated(self, encoded: Any, position: int, item: Item) -> bool:
+        limit = self._arguments.get("max_length")
+        if limit is None or len(item.inputs["input_ids"]) < limit:
+            return False
+        return was_truncated(self._tokenizer, encoded, position, item.text)
+
+
+def was_truncated(tokenizer: Any, encoded: Any, position: int, text: str) -> bool:
+    """Whether tokens of `text` were cut off. Fast tokenizers keep what they cut; slow ones are asked again."""
+    if encoded.encodings is not None:
+        return bool(encoded.encodings[position].overflowing)
+    whole = tokenizer(text, truncation=False, verbose=False)["input_ids"]
+    return len(whole) > len(encoded["input_ids"][position])
+
+
+class RawPath:
+    """Runs the model on tokenized items. Used by the compute thread only."""
+
+    def __init__(self, model: LoadedModel, settings: RawSettings) -> None:
+        self._model = model.model
+        self.max_tokens = model.max_tokens
+        self._device = model.device
+        self._publish_cls = settings.publish_cls
+        tokenizer = model.new_tokenizer()
+        self.can_batch = tokenizer.pad_token_id is not None
+        self._left = tokenizer.padding_side == "left"
+        self._pad_ids = {"input_ids": tokenizer.pad_token_id or 0, "token_type_ids": tokenizer.pad_token_type_id}
+        self.facts = PathFacts(
+            model=model.id,
+            labels=model.labels,
+            function=resolve_function(model.model.config, settings.function_to_apply),
+            dtype=model.dtype,
+            device=model.device,
+            training=model.model.training,
+        )
+
+    def observe(self, items: Sequence[Item], batches: Sequence[Sequence[int]]) -> Observations:
+        """One row per item, computed in the given batches (lists of indices into `items`)."""
+        seen = Observations.empty(self.facts, len(items))
+        for row, item in enumerate(items):
+            seen.input_ids[row] = item.inputs.get("input_ids", [])
+            seen.mask_counts[row] = len(seen.input_ids[row])
+            seen.truncated[row] = item.truncated
+            seen.errors[row] = None if item.token_error is None else error_of(item.token_error)
+
+        def run(rows: Sequence[int]) -> None:
+            self._run(seen, items, rows)
+
+        def fail(row: int, error: Exception) -> None:
+            seen.errors[row] = error_of(error)
+
+        for batch in batches:
+            rows = [row for row in batch if seen.errors[row] is None]
+            if rows:
+                bisect(rows, run, fail)
+        _score(seen)
+        return seen
+
+    def forward(self, items: Sequence[Item], extra_padding: int = 0) -> tuple[Any, int, float]:
+        """Model output of one pass over `items`, its padded length in tokens, and its seconds."""
+        start = time.perf_counter()
+        inputs = self._collate(items, extra_padding)
+        with torch.inference_mode():
+            output = self._model(**inputs, output_hidden_states=self._publish_cls)
+            logits = output.logits.float().cpu().numpy()
+            cls = output.hidden_states[-1][:, 0].float().cpu().numpy() if self._publish_cls else None
+        return (logits, cls), inputs["input_ids"].shape[1], time.perf_counter() - start
+
+    def _run(self, seen: Observations, items: Sequence[Item], rows: Sequence[int]) -> None:
+        (logits, cls), padded, seconds = self.forward([items[row] for row in rows])
+        chosen = np.asarray(rows)
+        seen.logits[chosen] = logits
+        seen.batch_of[chosen] = len(seen.batches)
+        seen.batches.append(Batch(len(rows), padded, seconds))
+        if cls is not None:
+            if seen.cls is None:
+                seen.cls = np.zeros((len(seen.errors), cls.shape[1]), np.float32)
+            seen.cls[chosen] = cls
+
+    def _collate(self, items: Sequence[Item], extra_padding: int) -> dict[str, torch.Tensor]:
+        """Pad to the longest item, on the tokenizer's side, with an attention mask."""
+        lengths = [len(item.inputs["input_ids"]) for item in items]
+        width = max(lengths) + extra_padding
+        arrays = {"attention_mask": np.zeros((len(items), width), np.int64)}
+        for name in items[0].inputs:
+            arrays[name] = np.full((len(items), width), self._pad_ids.get(name, 0), np.int64)
+        for row, (item, length) in enumerate(zip(items, lengths, strict=True)):
+            place = slice(width - length, width) if self._left else slice(0, length)
+            arrays["attention_mask"][row, place] = 1
+            for name, values in item.inputs.items():
+                arrays[name][row, place] = values
+        return {name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()}
+
+
+def _score(seen: Observations) -> None:
+    """Scores and labels of every row that has finite logits; the others are errors, never label 0."""
+    for row in np.flatnonzero(~np.isfinite(seen.logits).all(axis=1)):
+        seen.errors[int(row)] = seen.errors[int(row)] or NON_FINITE
+    rows = np.flatnonzero(~seen.failed)
+    if rows.size:
+        seen.scores[rows] = apply_function(seen.facts.function, seen.logits[rows])
+        seen.top[rows] = seen.scores[rows].argmax(axis=1)

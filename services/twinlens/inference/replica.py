@@ -1,0 +1,235 @@
+"""One replica: a member of the consumer group with its own copy of the model. Three threads, bounded hand-overs:
+
+    intake ──backlog──▶ compute ──one window──▶ publish
+      ▲                                            │
+      └───────── read again / commit ──────────────┘
+
+Intake polls, decodes and tokenizes; compute draws a window, runs both paths and compares; publish commits it. A thread
+that dies, or a call to Kafka that does not return, fails `check_health`, and Ray Serve starts another replica.
+"""
+
+from __future__ import annotations
+
+import queue
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from twinlens.broker.intake import Intake
+from twinlens.broker.publisher import AtLeastOncePublisher, Publisher, TransactionalPublisher
+from twinlens.errors import RedoWindow, RefuseRecord, ReplaceReplica
+from twinlens.inference.batching import CostModel, Limits, split, window_size
+from twinlens.inference.compare import compare
+from twinlens.inference.counting import ComparedWindow
+from twinlens.inference.decode import decode
+from twinlens.inference.model import load_model, resolve_device
+from twinlens.inference.noise import NoiseFloor
+from twinlens.inference.outputs import OutputWriter
+from twinlens.inference.predict import PredictPath
+from twinlens.inference.raw import RawPath, RawTokenizer
+from twinlens.settings import BatchingSettings, PathSettings, PredictSettings, Settings
+from twinlens.threads import WatchedThread
+from twinlens.window import Backlog, Item, Window
+
+log = structlog.get_logger(__name__)
+
+DRAW_TIMEOUT_S = 0.2
+
+
+class Decoder:
+    """ConsumerRecords to items: decode, refuse, tokenize. Used by the intake thread only."""
+
+    def __init__(self, settings: Settings, tokenizer: RawTokenizer) -> None:
+        self._settings = settings.intake
+        self._tokenizer = tokenizer
+
+    def __call__(self, records: Sequence[Any]) -> list[Item]:
+        items = [self._item(record) for record in records]
+        self._tokenizer.tokenize([item for item in items if item.refusal is None])
+        return items
+
+    def _item(self, record: Any) -> Item:
+        value: bytes | None = record.value
+        item = Item(
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            timestamp_ms=record.timestamp,
+            key=record.key,
+            headers=list(record.headers),
+            size_bytes=len(value or b""),
+        )
+        try:
+            tweet = decode(value, self._settings, f"{record.topic}/{record.partition}/{record.offset}")
+            item.id, item.text = tweet
+        except RefuseRecord as refusal:
+            item.refusal, item.value = refusal, value
+        return item
+
+
+@dataclass
+class Paths:
+    """Both paths with what the replica learns about their speed."""
+
+    raw: RawPath
+    predict: PredictPath
+    raw_cost: CostModel
+    predict_cost: CostModel
+    seconds_per_token: float = 1e-4  #: both paths together, exponentially weighted; corrected by the first window
+
+
+class Replica:
+    """Wires the stages together. `name` is unique among living replicas; `cpus` bounds torch's threads."""
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        self.name = name
+        self._settings = settings
+        self._batching = settings.batching
+        self._predict = settings.predict
+        device = resolve_device(settings.device)
+        raw_model = load_model(*settings.model_of(settings.raw), settings.raw.dtype, device)
+        same = (settings.model_of(settings.raw), settings.raw.dtype) == (
+            settings.model_of(settings.predict),
+            settings.predict.dtype,
+        )
+        predict_model = (
+            raw_model if same else load_model(*settings.model_of(self._predict), self._predict.dtype, device)
+        )
+        self._paths = Paths(
+            RawPath(raw_model, settings.raw), PredictPath(predict_model, self._predict), CostModel(), CostModel()
+        )
+        self._noise = NoiseFloor(settings.compare.noise_floor_share, random.Random(name))
+        self._writer = OutputWriter(settings, name)
+        self._backlog = Backlog(settings.intake.max_buffered_items, settings.intake.max_buffered_bytes)
+        decoder = Decoder(settings, RawTokenizer(raw_model, settings.raw))
+        self._intake = Intake(settings, name, self._backlog, decoder)
+        exactly_once = settings.output.delivery == "exactly_once"
+        self._publisher: Publisher = (TransactionalPublisher if exactly_once else AtLeastOncePublisher)(settings, name)
+        self._commit_outside = None if exactly_once else self._intake.commit
+        self._compared: queue.Queue[ComparedWindow | None] = queue.Queue(maxsize=1)
+        self._changes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._stopping = False
+        self._threads = [
+            WatchedThread("intake", self._intake.run),
+            WatchedThread("compute", self._compute),
+            WatchedThread("publish", self._publish),
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, timeout_s: float = 30.0) -> None:
+        """Finish and commit the windows in hand, leave the group, end the threads."""
+        self._stopping = True
+        self._backlog.close()
+        _, compute, publish = self._threads
+        deadline = time.monotonic() + timeout_s
+        for thread in (compute, publish):
+            if not thread.join(max(0.0, deadline - time.monotonic())):
+                log.warning("thread did not end in time; its window will be read again", thread=thread.name)
+        self._intake.stop()
+        self._threads[0].join(max(1.0, deadline - time.monotonic()))
+        self._publisher.close()
+        log.info("replica stopped", replica=self.name)
+
+    def check_health(self) -> None:
+        """Raises ReplaceReplica when this replica cannot go on."""
+        for thread in self._threads:
+            thread.check()
+        limit = self._settings.output.commit_deadline_s
+        if (busy := self._publisher.busy_s) > limit:
+            raise ReplaceReplica(
+                f"a call to Kafka has not returned for {busy:.0f} s (output.commit_deadline_s {limit})"
+            )
+
+    def reconfigure(self, batching: BatchingSettings, predict: PredictSettings) -> None:
+        """Take other window limits and pipeline arguments from the next window on; no record is dropped."""
+        fixed = ("model", "revision", "dtype")
+        if any(getattr(predict, name) != getattr(self._settings.predict, name) for name in fixed):
+            raise ValueError("predict.model, revision and dtype cannot change on a running replica; deploy anew")
+
+        def change() -> None:
+            self._batching = batching
+            if predict != self._predict:
+                self._paths.predict.reconfigure(predict)
+                self._predict = predict
+
+        self._changes.put(change)
+
+    def _compute(self) -> None:
+        """The compute thread: draw, observe twice, compare, hand over; ends when stopped."""
+        try:
+            while not self._stopping:
+                self._apply_changes()
+                window = self._backlog.draw(self._take, self._batching.max_window_items, DRAW_TIMEOUT_S)
+                if window is not None:
+                    self._compared.put(self._run(window))
+        finally:
+            self._compared.put(None)
+
+    def _publish(self) -> None:
+        """The publish thread: one transaction per window, in order."""
+        while (done := self._compared.get()) is not None:
+            window = done.window
+            records = self._writer.records(done, now_ms=time.time_ns() // 1_000_000)
+            try:
+                if not self._backlog.current(window):
+                    raise RedoWindow("its partitions were revoked")
+                self._publisher.publish(records, window.next_offsets, lambda w=window: self._claim(w))  # type: ignore[misc]
+            except RedoWindow as reason:
+                log.warning(
+                    "window will be read again", window=window.number, records=len(window.items), reason=str(reason)
+                )
+                self._backlog.invalidate(window.epochs)
+                self._intake.read_again(window.epochs)
+                self._backlog.finish(window)
+                continue
+            if self._commit_outside is None:
+                self._backlog.finish(window)
+            else:
+                self._commit_outside(window)
+
+    def _claim(self, window: Window) -> Any | None:
+        metadata = self._intake.group_metadata()
+        return metadata if self._backlog.current(window) else None
+
+    def _take(self, candidates: Sequence[Item]) -> int:
+        """How many of the waiting items fit into what is left of the oldest one's latency objective."""
+        age_s = max(0.0, time.time() - min(item.timestamp_ms for item in candidates) / 1000)
+        budget_s = self._batching.latency_objective_ms / 1000 - age_s
+        lengths = [max(item.token_count, 1) for item in candidates]
+        return window_size(lengths, self._paths.seconds_per_token, budget_s)
+
+    def _run(self, window: Window) -> ComparedWindow:
+        start = time.perf_counter()
+        tweets = window.tweets
+        paths = self._paths
+        lengths = [item.token_count for item in tweets]
+        raw_limits = _limits(self._settings.raw, paths.raw.can_batch)
+        raw = paths.raw.observe(tweets, split(lengths, paths.raw_cost, raw_limits))
+        shorter = [min(length, paths.predict.max_tokens) for length in lengths]
+        predict_limits = _limits(self._predict, paths.predict.can_batch)
+        predict = paths.predict.observe(tweets, split(shorter, paths.predict_cost, predict_limits))
+        for cost, batches in ((paths.raw_cost, raw.batches), (paths.predict_cost, predict.batches)):
+            for batch in batches:
+                cost.learn(batch.size, batch.padded_tokens, batch.seconds)
+        self._noise.maybe_measure(paths.raw, tweets, raw)
+        comparison = compare(raw, predict, self._settings.compare.score_tolerance, self._noise.floor)
+        seconds = time.perf_counter() - start
+        if tokens := sum(lengths):
+            paths.seconds_per_token += 0.2 * (seconds / tokens - paths.seconds_per_token)
+        return ComparedWindow(window, raw, predict, comparison, seconds)
+
+    def _apply_changes(self) -> None:
+        while not self._changes.empty():
+            self._changes.get()()
+
+
+def _limits(path: PathSettings, can_batch: bool) -> Limits:
+    """Without a padding token texts go one by one, as the stock pipeline demands."""
+    return Limits(path.max_batch_items if can_batch else 1, path.max_batch_tokens)

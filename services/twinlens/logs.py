@@ -1,0 +1,21 @@
+"""Logging of the processes that twinlens owns: one JSON object per line on standard error. Tweets are never in it."""
+
+from __future__ import annotations
+
+import sys
+
+import structlog
+
+
+def configure_logging() -> None:
+    """Call once per process, at its entry point."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.dict_tracebacks,
+            structlog.processors.JSONRenderer(default=str),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )

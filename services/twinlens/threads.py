@@ -1,0 +1,42 @@
+"""Background threads that cannot die unseen."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import structlog
+
+from twinlens.errors import ReplaceReplica
+
+log = structlog.get_logger(__name__)
+
+
+class WatchedThread:
+    """A daemon thread around `target`. An exception that leaves it is logged and fails every later `check`."""
+
+    def __init__(self, name: str, target: Callable[[], None]) -> None:
+        self.name = name
+        self.error: BaseException | None = None
+        self._target = target
+        self._thread = threading.Thread(target=self._run, name=f"twinlens-{name}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the end; whether it came in time."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def check(self) -> None:
+        """Raises ReplaceReplica once the thread has died of an exception."""
+        if self.error is not None:
+            raise ReplaceReplica(f"the {self.name} thread died: {self.error!r}") from self.error
+
+    def _run(self) -> None:
+        try:
+            self._target()
+        except BaseException as error:
+            self.error = error
+            log.exception("thread died", thread=self.name)

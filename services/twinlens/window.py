@@ -1,0 +1,181 @@
+"""What waits between intake and the model, and the window drawn from it. Pure but for one lock.
+
+A window is the unit of commit: records in hand, contiguous per partition. Each partition has an epoch that grows
+whenever its records in hand become worthless (the partition was revoked, or a window was aborted and its records will
+be read again). A window remembers the epochs of its records; it may be committed only while they are still current.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from twinlens.errors import RefuseRecord
+
+Headers = list[tuple[str, bytes]]
+Partition = tuple[str, int]  #: topic and partition number
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One record on its way: a tweet with its tokens, or a refusal that keeps the original bytes."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    headers: Headers
+    size_bytes: int
+    id: str = ""
+    text: str = ""
+    inputs: dict[str, list[int]] = field(default_factory=dict)  #: raw path: what the tokenizer made, mask excluded
+    truncated: bool = False
+    token_error: Exception | None = None  #: the raw path's tokenizer raised
+    value: bytes | None = None  #: kept for refused records only
+    refusal: RefuseRecord | None = None
+
+    @property
+    def source(self) -> Partition:
+        return (self.topic, self.partition)
+
+    @property
+    def token_count(self) -> int:
+        return len(self.inputs.get("input_ids", ()))
+
+
+@dataclass(slots=True)
+class Window:
+    """Items in the order of their partitions' offsets, with the epochs under which they were read."""
+
+    number: int
+    items: list[Item]
+    epochs: dict[Partition, int]
+
+    @property
+    def tweets(self) -> list[Item]:
+        return [item for item in self.items if item.refusal is None]
+
+    @property
+    def next_offsets(self) -> dict[Partition, int]:
+        """What to commit: per partition, the offset after the last item."""
+        return {item.source: item.offset + 1 for item in self.items}
+
+
+class Backlog:
+    """Bounded queue per partition between the intake thread and the compute thread.
+
+    `fill` is called by intake, `draw` by compute, `invalidate` by intake on revocation or re-read. `draw` takes whole
+    runs from the partition with the oldest record first, so that no partition starves.
+    """
+
+    def __init__(self, max_items: int, max_bytes: int) -> None:
+        self._max_items = max_items
+        self._max_bytes = max_bytes
+        self._queues: dict[Partition, deque[Item]] = {}
+        self._epochs: dict[Partition, int] = {}
+        self._in_flight: dict[Partition, int] = {}
+        self._items = 0
+        self._bytes = 0
+        self._number = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    @property
+    def full(self) -> bool:
+        """Whether intake should pause."""
+        return self._items >= self._max_items or self._bytes >= self._max_bytes
+
+    @property
+    def items(self) -> int:
+        return self._items
+
+    def epoch(self, partition: Partition) -> int:
+        return self._epochs.get(partition, 0)
+
+    def fill(self, partition: Partition, epoch: int, items: Iterable[Item]) -> None:
+        """Append items read under `epoch`; they are dropped where the epoch has passed."""
+        with self._changed:
+            if epoch != self.epoch(partition):
+                return
+            queue = self._queues.setdefault(partition, deque())
+            for item in items:
+                queue.append(item)
+                self._items += 1
+                self._bytes += item.size_bytes
+            self._changed.notify_all()
+
+    def invalidate(self, partitions: Iterable[Partition]) -> None:
+        """Forget what is in hand of `partitions`; windows that hold some of it can no longer be committed."""
+        with self._changed:
+            for partition in partitions:
+                self._epochs[partition] = self.epoch(partition) + 1
+                self._discard(partition)
+
+    def release(self, partitions: Iterable[Partition], budget_s: float) -> bool:
+        """Give `partitions` up: drop what waits, let windows under way finish for up to `budget_s`, then invalidate.
+
+        Returns whether all of them finished.
+        """
+        released = list(partitions)
+        with self._changed:
+            for partition in released:
+                self._discard(partition)
+            finished = self._changed.wait_for(lambda: not any(self._in_flight.get(p) for p in released), budget_s)
+        self.invalidate(released)
+        return finished
+
+    def finish(self, window: Window) -> None:
+        """The window was committed, dropped, or will be read again."""
+        with self._changed:
+            for partition in window.epochs:
+                self._in_flight[partition] -= 1
+            self._changed.notify_all()
+
+    def current(self, window: Window) -> bool:
+        """Whether every record of the window is still this replica's to commit."""
+        return all(self.epoch(partition) == epoch for partition, epoch in window.epochs.items())
+
+    def draw(self, take: Callable[[list[Item]], int], max_items: int, timeout_s: float) -> Window | None:
+        """The next window, as soon as there is one; None after `timeout_s` without a record, or when closed.
+
+        `take` gets up to `max_items` candidates, oldest first, and says how many of them to use (at least 1). Every
+        window must come back through `finish`.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._items > 0 or self._closed, timeout_s)
+            candidates = self._candidates(max_items)
+            if not candidates:
+                return None
+            items = candidates[: max(1, take(candidates))]
+            for item in items:
+                self._queues[item.source].popleft()
+                self._items -= 1
+                self._bytes -= item.size_bytes
+            self._number += 1
+            window = Window(self._number, items, {item.source: self.epoch(item.source) for item in items})
+            for partition in window.epochs:
+                self._in_flight[partition] = self._in_flight.get(partition, 0) + 1
+            return window
+
+    def close(self) -> None:
+        """Let `draw` return at once from now on when nothing waits."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def _discard(self, partition: Partition) -> None:
+        for item in self._queues.pop(partition, ()):
+            self._items -= 1
+            self._bytes -= item.size_bytes
+
+    def _candidates(self, max_items: int) -> list[Item]:
+        """Up to `max_items` waiting items, partitions one after the other, the one with the oldest record first."""
+        candidates: list[Item] = []
+        for queue in sorted(filter(None, self._queues.values()), key=lambda queue: queue[0].timestamp_ms):
+            candidates.extend(item for item, _ in zip(queue, range(max_items - len(candidates)), strict=False))
+            if len(candidates) >= max_items:
+                break
+        return candidates
