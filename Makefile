@@ -14,11 +14,11 @@ SOURCES := services tests
 # What `venv` and `venv-test` have in common; $(1) is what pip installs besides the constraints.
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || { \
-	  echo "twinlens needs Python 3.11, 3.12 or 3.13, and '$(PYTHON)' is $$($(PYTHON) -V 2>&1 | tail -n 1): name another one, as in 'make venv PYTHON=python3.12'." >&2; exit 1; }
+	  echo "twinlens needs Python 3.11, 3.12 or 3.13, and '$(PYTHON)' is $$($(PYTHON) -V 2>/dev/null || echo missing): name another one, as in 'make venv PYTHON=python3.12'." >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { \
 	  rm -rf $(VENV); echo "'$(PYTHON) -m venv' failed: install the venv module of this Python (on Debian: apt-get install python3-venv)." >&2; exit 1; }
 	@echo "installing twinlens into $(VENV), this takes a few minutes the first time"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '$(1)'
+	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '$(1)'
 	@touch $@
 	@echo "installed"
 endef
@@ -64,7 +64,7 @@ docs: venv ## write docs/schemas and docs/asyncapi.json anew from the record typ
 
 .PHONY: wheel
 wheel: venv ## build dist/twinlens-*.whl
-	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	@$(BIN)/python -m pip wheel -qq --no-deps --wheel-dir dist .
 	@ls dist/*.whl
 
 .PHONY: clean

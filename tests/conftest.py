@@ -1,27 +1,36 @@
-"""What all tests share. This file also makes `tests/` importable: `from models import build_model`."""
+"""What all tests share."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+from tests.apache_kafka import apache_kafka, kafka_home
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub; a wrong name must fail at once
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# A busy machine makes any time limit per example lie.
+settings.register_profile("twinlens", deadline=None)
+settings.load_profile("twinlens")
 
 ModelFolder = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
-    """`model_folder(family, head)`: folder of a tiny model, built on first use; see `models.build_model`."""
+    """`model_folder(family, head)`: folder of a tiny model, built on first use; see `tests.models.build_model`."""
     import torch
     from transformers.utils import logging
 
-    from models import build_model
+    from tests.models import build_model
 
     torch.set_num_threads(1)
     logging.disable_progress_bar()
@@ -34,3 +43,28 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
         return built[key]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[str]:
+    """A real Apache Kafka: `TWINLENS_TEST_BOOTSTRAP`, else one from `KAFKA_HOME`, else Docker through testcontainers.
+
+    Where there is none the test is skipped, or fails under `TWINLENS_REQUIRE_KAFKA=1`.
+    """
+    if address := os.environ.get("TWINLENS_TEST_BOOTSTRAP"):
+        yield address
+    elif home := kafka_home():
+        with apache_kafka(home) as address:
+            yield address
+    else:
+        with contextlib.ExitStack() as stack:
+            try:
+                from testcontainers.community.kafka import KafkaContainer
+
+                container = stack.enter_context(KafkaContainer("apache/kafka:4.1.0"))
+            except Exception as error:  # noqa: BLE001 - whatever stops Docker here, there is no Kafka then
+                reason = f"no Kafka: neither TWINLENS_TEST_BOOTSTRAP nor KAFKA_HOME with java, and no Docker ({error})"
+                if os.environ.get("TWINLENS_REQUIRE_KAFKA") == "1":
+                    pytest.fail(reason)
+                pytest.skip(reason)
+            yield container.get_bootstrap_server()

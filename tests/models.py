@@ -20,6 +20,7 @@ FAMILIES = ("bert", "roberta", "distilbert", "deberta-v2", "electra", "xlm-rober
 HEADS = ("three", "two", "multi", "one", "regression")
 POSITIONS = 64  #: rows of the position embeddings
 VOCABULARY = 600
+DEVIATION = 0.3  #: of each logit over the tweets; the last bits of larger ones would not stay below 1e-5
 
 _LABELS = {
     "three": ["negative", "neutral", "positive"],
@@ -70,8 +71,8 @@ def build_model(folder: Path, family: str, head: str = "three", seed: int = 0, *
     return folder
 
 
-def build_tokenizer(folder: Path, family: str) -> None:
-    """Save the tokenizer of `family` in `folder`, as `AutoTokenizer` loads it."""
+def build_tokenizer(folder: Path, family: str, **settings: Any) -> None:
+    """Save the tokenizer of `family` in `folder`, as `AutoTokenizer` loads it. `settings` override; None leaves out."""
     from transformers import PreTrainedTokenizerFast
 
     sentence = _sentence_style(family)
@@ -79,16 +80,20 @@ def build_tokenizer(folder: Path, family: str) -> None:
     inputs = ["input_ids", "attention_mask"]
     if family in ("bert", "electra", "deberta-v2"):
         inputs.insert(1, "token_type_ids")
+    merged = {
+        "model_input_names": inputs,
+        "model_max_length": 512,  # more than the model can take, as in many a published model
+        **dict(zip(("cls_token", "sep_token", "pad_token", "unk_token", "mask_token"), names, strict=True)),
+        **settings,
+    }
     PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(_trained(family)),
-        model_input_names=inputs,
-        model_max_length=512,  # more than the model can take, as in many a published model
-        **dict(zip(("cls_token", "sep_token", "pad_token", "unk_token", "mask_token"), names, strict=True)),
+        **{name: value for name, value in merged.items() if value is not None},
     ).save_pretrained(folder)
 
 
 def _spread(model: Any, folder: Path) -> None:
-    """Scale and shift the last layer so that every logit has mean 0 and deviation 1 over some tweets."""
+    """Scale and shift the last layer so that every logit has mean 0 and the same deviation over some tweets."""
     import torch
     from transformers import AutoTokenizer
 
@@ -96,10 +101,10 @@ def _spread(model: Any, folder: Path) -> None:
     texts = tokenizer(
         list(demo_tweets()[:64]), truncation=True, max_length=POSITIONS - 2, padding=True, return_tensors="pt"
     )
-    last = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    last = next(m for m in model.modules() if getattr(m, "out_features", None) == model.config.num_labels)
     with torch.inference_mode():
         logits = model(**texts).logits.double()
-        scale = (1 / logits.std(dim=0)).to(last.weight.dtype)
+        scale = (DEVIATION / logits.std(dim=0)).to(last.weight.dtype)
         last.weight *= scale[:, None]
         last.bias.copy_(scale * (last.bias - logits.mean(dim=0).to(last.weight.dtype)))
 

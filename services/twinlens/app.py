@@ -7,6 +7,7 @@ ingress and serves the API.
 
 from __future__ import annotations
 
+import atexit
 import os
 from typing import Any
 
@@ -16,6 +17,7 @@ from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
 from twinlens.dashboard.api import api, json_response
+from twinlens.logs import configure_logging
 from twinlens.monitor.actor import Monitor as MonitorBody
 from twinlens.monitor.actor import now_ms
 from twinlens.settings import BatchingSettings, PredictSettings, Settings
@@ -34,6 +36,7 @@ class ReplicaDeployment:
     """Ray's side of `inference.replica.Replica`."""
 
     def __init__(self, settings: Settings) -> None:
+        configure_logging()
         self._settings = settings
         threads = settings.torch_threads or _assigned_cpus()
         # Read by libgomp and tokenizers when they are loaded, so this comes before the import of torch below.
@@ -49,6 +52,8 @@ class ReplicaDeployment:
         identity = serve.get_replica_context().replica_id.unique_id
         self._replica = Replica(settings, f"{settings.application}-{identity}")
         self._replica.start()
+        # Ray's worker turns SIGTERM into sys.exit, without the drain that calls __del__.
+        atexit.register(self._replica.stop)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Settings that may change on a running replica: `batching`, and `predict`'s pipeline arguments."""
@@ -76,6 +81,7 @@ class MonitorDeployment:
     """Ray's side of `monitor.actor.Monitor`, and the application's HTTP API."""
 
     def __init__(self, settings: Settings, replicas: DeploymentHandle[Any]) -> None:
+        configure_logging()
         self._monitor = MonitorBody(settings)
         self._monitor.start()
 

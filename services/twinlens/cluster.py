@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ def local_cluster(num_cpus: int | None = None, *, verbose: bool = False) -> Iter
     if not verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    terminate = signal.getsignal(signal.SIGTERM)
     ray.init(
         num_cpus=num_cpus,
         include_dashboard=False,
@@ -39,6 +41,8 @@ def local_cluster(num_cpus: int | None = None, *, verbose: bool = False) -> Iter
         _temp_dir=str(folder),
         namespace="twinlens",
     )
+    # Ray's own handler of SIGTERM aborts the process, and whatever was started stays behind.
+    signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:

@@ -41,7 +41,7 @@ TWEET: Final[Schema] = {
     "other field is allowed and ignored. With `intake.format: text` the value is plain UTF-8 text instead.",
     "type": "object",
     "properties": {
-        "id": {"description": "Any value; its text form names the tweet. Without one: `topic/partition/offset`."},
+        "id": {"description": "A string or a number names the tweet; else its name is `topic/partition/offset`."},
         "text": {
             "description": "What both paths classify. An empty text is a tweet as well.",
             "type": "string",
@@ -80,7 +80,7 @@ def example_records() -> dict[str, Record]:
         **shared, model=model, labels=["negative", "neutral", "positive"], logits=raw.logits or [], function="softmax",
         token_count=raw.token_count, truncated=raw.truncated, batch=raw.batch,
     )  # fmt: skip
-    shown = {"label": predict.label, "score": predict.score, "batch": predict.batch}
+    shown: dict[str, Any] = {"label": predict.label, "score": predict.score, "batch": predict.batch}
     prediction = records.PredictionRecord(**shared, model=model, **shown)
     divergence = records.DivergenceRecord(
         **shared, verdict=records.Verdict.LABEL, cause=records.Cause.TRUNCATION,

@@ -7,11 +7,12 @@ Variables are `TWINLENS_` + the path with `__` between its parts: `TWINLENS_KAFK
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from twinlens.errors import AskUser
 
@@ -34,7 +35,6 @@ class KafkaSettings(Section):
 
     bootstrap_servers: str = "127.0.0.1:9092"
     group_id: str | None = None
-    group_instance_id_prefix: str | None = None
     auto_offset_reset: Literal["earliest", "latest"] = "earliest"
     session_timeout_ms: int = Field(10_000, ge=500)
     max_poll_interval_ms: int = Field(300_000, ge=1_000)
@@ -74,9 +74,18 @@ class TopicSettings(Section):
     @classmethod
     def _derive_outputs(cls, values: Any) -> Any:
         if isinstance(values, dict):
-            source = values.get("input", "tweets")
+            source = values.get("input") or "tweets"
             return {**{name: f"{source}.{name}" for name in OUTPUTS}, **{k: v for k, v in values.items() if v}}
         return values
+
+    @model_validator(mode="after")
+    def _names_are_legal_and_distinct(self) -> Self:
+        names = (self.input, *self.outputs)
+        if wrong := [name for name in names if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", name)]:
+            raise ValueError(f"no legal topic name: {wrong[0]!r}")
+        if len(set(names)) != len(names):
+            raise ValueError("the input and the outputs must be different topics")
+        return self
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -195,6 +204,8 @@ class Settings(BaseSettings):
         """Settings from `args` and the environment; AskUser with one line per wrong value."""
         try:
             return cls(**(args or {}))
+        except SettingsError as error:
+            raise AskUser(f"Wrong settings: {error}. See docs/settings.md.") from None
         except ValidationError as error:
             wrong = "; ".join(
                 f"{'.'.join(str(part) for part in e['loc']) or 'settings'}: {e['msg']}" for e in error.errors()

@@ -134,6 +134,24 @@ class Backlog:
                 self._in_flight[partition] -= 1
             self._changed.notify_all()
 
+    def abandon(self, window: Window) -> dict[Partition, int]:
+        """The window will not be committed: invalidate what is still current of it.
+
+        Returns where to read again: the window's first offset of each partition that was still current. Partitions
+        with a newer epoch are left alone: they were revoked, or are being read again already, and what was drawn
+        since then is good.
+        """
+        with self._changed:
+            still = [p for p, epoch in window.epochs.items() if self.epoch(p) == epoch]
+            for partition in still:
+                self._epochs[partition] = window.epochs[partition] + 1
+                self._discard(partition)
+            first: dict[Partition, int] = {}
+            for item in window.items:
+                if item.source in still:
+                    first.setdefault(item.source, item.offset)
+            return first
+
     def current(self, window: Window) -> bool:
         """Whether every record of the window is still this replica's to commit."""
         return all(self.epoch(partition) == epoch for partition, epoch in window.epochs.items())

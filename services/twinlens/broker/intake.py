@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -48,12 +48,10 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         self._errands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._epochs: dict[Partition, int] = {}  # epoch under which the consumer's position was set
         self._paused = False
-        instance = kafka.group_instance_id_prefix
         self._consumer: KafkaConsumer = new_consumer(
             kafka,
             client_id=client_id,
             group_id=settings.group_id,
-            group_instance_id=None if instance is None else f"{instance}-{client_id}",
             auto_offset_reset=kafka.auto_offset_reset,
             isolation_level="read_committed",
             partition_assignment_strategy=[CooperativeStickyAssignor()],
@@ -83,10 +81,12 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         """Member and generation as of now (KIP-447). Read it before asking whether a window is still current."""
         return self._consumer.group_metadata()
 
-    def read_again(self, partitions: Iterable[Partition]) -> None:
-        """Go back to the committed offsets of `partitions`. The caller has invalidated them in the backlog."""
-        chosen = list(partitions)
-        self._errands.put(lambda: self._seek_to_committed(chosen))
+    def read_again(self, first_offsets: Mapping[Partition, int]) -> None:
+        """Go back to the committed offsets; to `first_offsets` where there is none yet.
+
+        The caller has invalidated these partitions in the backlog.
+        """
+        self._errands.put(lambda: self._seek_back(first_offsets))
 
     def commit(self, window: Window) -> None:
         """Commit a window's offsets outside a transaction (at-least-once delivery)."""
@@ -140,19 +140,17 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
                 return
             errand()
 
-    def _seek_to_committed(self, partitions: list[Partition]) -> None:
+    def _seek_back(self, first_offsets: Mapping[Partition, int]) -> None:
         owned = self._consumer.assignment()
-        for topic, number in partitions:
-            partition = TopicPartition(topic, number)
+        for key, first_offset in first_offsets.items():
+            partition = TopicPartition(*key)
             if partition not in owned:
                 continue  # its next owner reads it again
             committed = self._consumer.committed(partition, timeout_ms=10_000)
-            if committed is None:
-                self._consumer.seek_to_beginning(partition)
-            else:
-                self._consumer.seek(partition, committed)
-            self._epochs[(topic, number)] = self._backlog.epoch((topic, number))
-            log.info("reading again", partition=number, offset=committed)
+            offset = first_offset if committed is None else committed
+            self._consumer.seek(partition, offset)
+            self._epochs[key] = self._backlog.epoch(key)
+            log.info("reading again", partition=partition.partition, offset=offset)
 
     def _commit(self, window: Window) -> None:
         try:

@@ -8,7 +8,7 @@ import json as jsonlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,14 +20,16 @@ from twinlens.broker import topics
 from twinlens.broker.embedded import embedded_broker
 from twinlens.cli.options import terminate_like_ctrl_c
 from twinlens.cli.produce import read_lines
+from twinlens.cli.serve import IMPORT_PATH, deploy_config
 from twinlens.cli.session import DemoSession
-from twinlens.cluster import local_cluster, run, start_http
+from twinlens.cluster import free_port, local_cluster
 from twinlens.errors import AskUser
-from twinlens.settings import Settings
+from twinlens.settings import ENV_PREFIX, Settings
 
 TWEETS = Path(__file__).parent.parent / "data" / "demo-tweets" / "tweets.jsonl"
 PARTITIONS = 4
 SESSION_TIMEOUT_MS = 3_000  #: the embedded broker lets the first member join after part of it
+Deploy = Callable[[dict[str, Any]], None]  #: with another `user_config`
 ROLLED_OUT = {"predict": {"truncation": True, "max_length": 16}}
 
 
@@ -64,7 +66,6 @@ def demo(
         Path | None,
         typer.Option(help="Other tweets, one JSON object per line; streamed once, or again and again for --duration."),
     ] = None,
-    replicas: Annotated[int, typer.Option(min=1, max=PARTITIONS, help="Serve replicas; they share the CPUs.")] = 1,
     json: Annotated[
         bool, typer.Option("--json", help="Print the summary as one JSON object on the last line.")
     ] = False,
@@ -84,10 +85,10 @@ def demo(
     if not lines:
         raise AskUser(f"The file {source} has no lines.")
     stream = iter(lines) if source and duration is None else itertools.cycle(lines)
-    with _application(scenario, replicas, console) as (settings, handle):
+    with _application(scenario, console) as (settings, handle, deploy):
         session = DemoSession(settings, handle, console, started)
         if scenario is Scenario.ROLLOUT:
-            session.change_at(duration / 2 if duration else 30.0, lambda: _deploy(settings, replicas, ROLLED_OUT))
+            session.change_at(duration / 2 if duration else 30.0, lambda: deploy(ROLLED_OUT))
         summary = session.run(stream, rate=rate, duration_s=duration)
         console.print(_sentence(summary))
     if json:
@@ -95,21 +96,27 @@ def demo(
 
 
 @contextlib.contextmanager
-def _application(scenario: Scenario, replicas: int, console: Console) -> Iterator[tuple[Settings, Any]]:
+def _application(scenario: Scenario, console: Console) -> Iterator[tuple[Settings, Any, Deploy]]:
     """Broker, topics, Ray and the application, with a word on what takes time; all gone afterwards."""
     with contextlib.ExitStack() as stack:
-        status = console.status("starting the embedded broker")
-        with status:
+        with console.status("starting the embedded broker") as status:
             address = stack.enter_context(embedded_broker())
             settings = demo_settings(scenario, address)
             topics.create(settings, PARTITIONS, 1)
             status.update("starting Ray")
             stack.enter_context(local_cluster(_cpus()))
-            port = start_http()
-            status.update("starting the application: loading the model")
-            handle = _deploy(settings, replicas, {})
-        console.print(f"broker {address}, API http://127.0.0.1:{port}/api/view, scenario {scenario}", style="dim")
-        yield settings, handle
+            from ray import serve  # noqa: PLC0415 - takes a second; `twinlens --help` need not wait for it
+
+            config = serve_config(settings, free_port())
+
+            def deploy(user_config: dict[str, Any]) -> None:
+                config["applications"][0]["deployments"][0]["user_config"] = user_config
+                deploy_config(config, lambda line: status.update(f"starting the application: {line}"))
+
+            deploy({})
+        url = f"http://127.0.0.1:{config['http_options']['port']}"
+        console.print(f"broker {address}, {url}/api/view, scenario {scenario}", style="dim", highlight=False)
+        yield settings, serve.get_app_handle(settings.application), deploy
 
 
 def demo_settings(scenario: Scenario, address: str) -> Settings:
@@ -119,17 +126,25 @@ def demo_settings(scenario: Scenario, address: str) -> Settings:
     return settings.model_copy(update={"kafka": settings.kafka.model_copy(update=local)})
 
 
-def _deploy(settings: Settings, replicas: int, user_config: dict[str, Any]) -> Any:
-    from twinlens.app import application  # noqa: PLC0415 - imports Ray
-
-    options = {"num_cpus": max(1, _cpus() // replicas)}
-    app = application(settings, num_replicas=replicas, ray_actor_options=options, user_config=user_config)
-    try:
-        return run(app, settings.application)
-    except RuntimeError as error:
-        from twinlens.cli.serve import reason_in  # noqa: PLC0415
-
-        raise AskUser(reason_in(str(error)) or f"The application could not be deployed: {error}") from None
+def serve_config(settings: Settings, port: int) -> dict[str, Any]:
+    """The Serve config file of the demonstration; one replica with all CPUs."""
+    for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
+        del os.environ[name]  # `settings` has it; the cluster must not read it again and prefer it to the broker here
+    replica = {"name": "Replica", "num_replicas": 1, "ray_actor_options": {"num_cpus": _cpus()}, "user_config": {}}
+    return {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": "127.0.0.1", "port": port},
+        "logging_config": {"log_level": "WARNING"},
+        "applications": [
+            {
+                "name": settings.application,
+                "route_prefix": "/",
+                "import_path": IMPORT_PATH,
+                "args": settings.model_dump(mode="json"),
+                "deployments": [replica],
+            }
+        ],
+    }
 
 
 def _cpus() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,15 +43,21 @@ def serve(
         if each.get("import_path") == IMPORT_PATH:
             _check(Settings.load(each.get("args") or {}))
     with _cluster(address, verbose=verbose):
-        names = _deploy(schema)
+        names = deploy_config(schema, lambda line: typer.echo(line, err=True))
         http = schema["http_options"]
         typer.echo(
             f"twinlens serves {', '.join(names)} at http://{http['host']}:{http['port']} (Ctrl-C stops)", err=True
         )
-        with contextlib.suppress(KeyboardInterrupt):
+        try:
             while True:
                 time.sleep(2)
-        typer.echo("stopping: replicas finish and commit what they have in hand", err=True)
+        except KeyboardInterrupt:
+            typer.echo("stopping: replicas finish and commit what they have in hand", err=True)
+        finally:
+            from ray import serve as ray_serve  # noqa: PLC0415
+
+            for name in names:
+                ray_serve.delete(name)
 
 
 def _check(settings: Settings) -> None:
@@ -74,17 +81,19 @@ def _connected(address: str) -> Any:
         ray.init(address=address, namespace="twinlens")
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise AskUser(f"No Ray cluster answers at {address} ({str(error).splitlines()[0]}).") from None
+    terminate_like_ctrl_c()  # once more: ray.init() puts a handler of its own in place
     try:
         yield
     finally:
-        from ray import serve as ray_serve  # noqa: PLC0415
-
-        ray_serve.shutdown()  # type: ignore[no-untyped-call]
         ray.shutdown()
 
 
-def _deploy(schema: dict[str, Any]) -> list[str]:
-    """Deploy the file as `serve run` does (ray/serve/scripts.py) and wait until every application runs."""
+def deploy_config(schema: dict[str, Any], say: Callable[[str], None]) -> list[str]:
+    """Deploy a config file as `serve run` does (ray/serve/scripts.py) and wait until every application runs.
+
+    Unlike `serve.run` it leaves replicas alone whose deployment changed in nothing but `user_config`. Returns the
+    names of the applications. AskUser when one of them cannot be deployed.
+    """
     import ray.serve._private.api as private  # noqa: PLC0415 - there is no public call that takes a config file
     from ray.serve.config import ProxyLocation  # noqa: PLC0415
     from ray.serve.schema import ServeDeploySchema  # noqa: PLC0415
@@ -99,11 +108,11 @@ def _deploy(schema: dict[str, Any]) -> list[str]:
     )
     client.deploy_apps(config, _blocking=False)
     names = [each.name for each in config.applications]
-    _wait_until_running(names)
+    _wait_until_running(names, say)
     return names
 
 
-def _wait_until_running(names: list[str]) -> None:
+def _wait_until_running(names: list[str], say: Callable[[str], None]) -> None:
     from ray import serve as ray_serve  # noqa: PLC0415
 
     said = ""
@@ -118,10 +127,10 @@ def _wait_until_running(names: list[str]) -> None:
                 raise AskUser(f"The application {name} could not be deployed: {' '.join(messages).strip()[-2000:]}")
         if len(states) == len(names) and all(state == "RUNNING" for state in states.values()):
             return
-        if (line := f"{', '.join(f'{n} {s.lower()}' for n, s in states.items())}") != said:
-            typer.echo(f"deploying: {line}", err=True)
+        if (line := ", ".join(f"{name} {state.lower()}" for name, state in states.items())) != said:
+            say(line)
             said = line
-        time.sleep(0.5)
+        time.sleep(0.2)
 
 
 def reason_in(message: str) -> str | None:

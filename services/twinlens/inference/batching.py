@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 FORGETTING = 0.99  #: a timing 100 passes ago counts for a third
-OUTLIER_RATIO = 5.0  #: a pass this many times slower than predicted was disturbed by something else
+NOISE = 0.1  #: variance of a timing, relative to its prediction
+OUTLIER_RATIO = 3.0  #: a pass that took longer than this many times the prediction counts as that long
 
 Vector = npt.NDArray[np.float64]
 
@@ -31,7 +32,7 @@ class CostModel:
     """
 
     coefficients: Vector = field(default_factory=lambda: np.array([2e-3, 2e-5, 2e-8]))
-    _covariance: npt.NDArray[np.float64] = field(default_factory=lambda: np.diag([1.0, 1e-2, 1e-5]))
+    _covariance: npt.NDArray[np.float64] = field(default_factory=lambda: np.diag([1e-2, 1.0, 1e-2]))
     observations: int = 0
     relative_error: float = 0.0  #: exponentially weighted mean of |actual - predicted| / actual
 
@@ -45,21 +46,22 @@ class CostModel:
         return np.asarray(c0 + c1 * n * length + c2 * n * length**2)
 
     def learn(self, texts: int, padded_tokens: int, seconds: float) -> None:
-        """Take one timing into account; an outlier only nudges the error, not the coefficients."""
+        """Take one timing into account. Errors count relative to the prediction, so small passes teach too.
+
+        An outlier is cut, not ignored: one is a disturbance, many are news, and a model that is far off must recover.
+        """
         predicted = float(self.predict(texts, padded_tokens))
         if seconds <= 0:
             return
         error = abs(seconds - predicted) / seconds
         self.relative_error += 0.05 * (error - self.relative_error)
         self.observations += 1
-        if self.observations > 20 and seconds > OUTLIER_RATIO * predicted:
-            return
-        features = np.array([1.0, texts * padded_tokens, texts * padded_tokens**2]) * self._SCALE
-        gain = self._covariance @ features / (FORGETTING + features @ self._covariance @ features)
-        update = gain * (seconds - predicted)
+        features = np.array([1.0, texts * padded_tokens, texts * padded_tokens**2]) * self._SCALE / predicted
+        gain = self._covariance @ features / (FORGETTING * NOISE + features @ self._covariance @ features)
+        update = gain * (min(seconds / predicted, OUTLIER_RATIO) - 1.0)
         self.coefficients = np.maximum(self.coefficients + update * self._SCALE, np.array([1e-6, 1e-9, 0.0]))
         covariance = (self._covariance - np.outer(gain, features @ self._covariance)) / FORGETTING
-        # Without new information forgetting lets the covariance grow without bound; cap it at its start.
+        # Without new information forgetting lets the covariance grow without bound: cap it.
         trace = float(np.trace(covariance))
         self._covariance = covariance if trace < 10 else covariance * (10 / trace)
 

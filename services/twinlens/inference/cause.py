@@ -60,28 +60,33 @@ def _circumstances(raw: Observations, predict: Observations) -> Cause | None:
 
 
 def _numbers(row: int, comparison: Comparison, raw: Observations, predict: Observations) -> Cause | None:
-    """What came out: batch numerics, post-processing, label map."""
+    """What came out: post-processing and label map where one of them closes the gap, else batch numerics."""
+    if (raw.facts.function, raw.facts.labels) != (predict.facts.function, predict.facts.labels):
+        return _other_answer(row, comparison, raw, predict)
     delta = float(comparison.logits_delta[row])
     if delta <= SAME_LOGITS:
-        if raw.facts.function != predict.facts.function:
-            return Cause.POST_PROCESSING
-        if raw.top[row] == predict.top[row] and raw.facts.labels != predict.facts.labels:
-            return Cause.LABEL_MAP
         # Saturated scores tie, and argmax over scores then takes the first of them, whatever the logits say.
         scores = np.sort(apply_function(predict.facts.function, predict.logits[row : row + 1])[0])
-        if scores.size > 1 and scores[-1] == scores[-2]:
-            return Cause.POST_PROCESSING
+        return Cause.POST_PROCESSING if scores.size > 1 and scores[-1] == scores[-2] else None
+    if not _shapes_differ(row, raw, predict):
         return None
     if comparison.verdicts[row] is Verdict.LABEL:
         # Two logits can change places only if each moved by up to `delta` and they were that close.
-        return (
-            Cause.BATCH_NUMERICS
-            if float(comparison.margin[row]) <= 2 * delta and _shapes_differ(row, raw, predict)
-            else None
-        )
-    if _shapes_differ(row, raw, predict) and float(comparison.score_delta[row]) <= 2 * comparison.tolerance:
-        return Cause.BATCH_NUMERICS
-    return None
+        return Cause.BATCH_NUMERICS if float(comparison.margin[row]) <= 2 * delta else None
+    return Cause.BATCH_NUMERICS if float(comparison.score_delta[row]) <= 2 * comparison.tolerance else None
+
+
+def _other_answer(row: int, comparison: Comparison, raw: Observations, predict: Observations) -> Cause | None:
+    """The raw logits under the predict path's function and labels: do they give its answer?"""
+    if raw.logits.shape[1] != predict.logits.shape[1]:
+        return Cause.LABEL_MAP
+    scores = apply_function(predict.facts.function, raw.logits[row : row + 1])[0]
+    top = int(scores.argmax())
+    same_label = predict.facts.labels[top] == predict.label(row)
+    same_score = abs(float(scores[top]) - float(predict.top_scores()[row])) <= comparison.tolerance
+    if not (same_label and same_score):
+        return None
+    return Cause.POST_PROCESSING if raw.facts.function != predict.facts.function else Cause.LABEL_MAP
 
 
 def _shapes_differ(row: int, raw: Observations, predict: Observations) -> bool:

@@ -53,15 +53,13 @@ def compare(raw: Observations, predict: Observations, score_tolerance: float, no
         verdicts=[_VERDICTS[code] for code in codes],
         score_delta=score_delta,
         logits_delta=_logits_delta(raw, predict, both),
-        margin=_margin(raw.logits),
+        margin=_margin(raw, ~raw_failed),
         tolerance=tolerance,
     )
 
 
 def _labels_differ(raw: Observations, predict: Observations) -> npt.NDArray[np.bool_]:
-    """By name, not by index: a label map that was permuted is a divergence."""
-    if raw.facts.labels == predict.facts.labels:
-        return np.asarray(raw.top != predict.top)
+    """By name, not by index: a label map that was permuted is a divergence, two indices of one name are none."""
     return np.array([raw.label(row) != predict.label(row) for row in range(len(raw.errors))], np.bool_)
 
 
@@ -72,10 +70,10 @@ def _logits_delta(raw: Observations, predict: Observations, both: npt.NDArray[np
     return delta
 
 
-def _margin(logits: Floats) -> Floats:
-    if logits.shape[0] == 0:
-        return np.zeros(0, np.float32)
-    if logits.shape[1] == 1:
-        return np.asarray(np.abs(logits[:, 0]), np.float32)
-    highest = np.sort(logits, axis=1)[:, -2:]
-    return np.asarray(highest[:, 1] - highest[:, 0], np.float32)
+def _margin(raw: Observations, held: npt.NDArray[np.bool_]) -> Floats:
+    margin = np.full(len(raw.errors), np.nan, np.float32)
+    if held.any():
+        logits = raw.logits[held]
+        highest = np.sort(logits, axis=1)[:, -2:]
+        margin[held] = np.abs(logits[:, 0]) if logits.shape[1] == 1 else highest[:, 1] - highest[:, 0]
+    return margin

@@ -6,10 +6,12 @@
 | no bytes                                | refused: `empty_value`                                   |
 | not UTF-8                               | refused: `not_utf8`                                      |
 | JSON: malformed / not an object         | refused: `not_json` / `not_an_object`                    |
+| JSON: nested hundreds of levels deep    | refused: `not_json`                                      |
 | JSON: no text field / null              | refused: `no_text_field`                                 |
 | JSON: text is a number, list, ...       | refused: `text_not_a_string`                             |
 | a lone surrogate (`"\\ud800"`)          | refused: `lone_surrogate`, no tokenizer can take it      |
 | more than `max_text_chars` characters   | refused: `text_too_long`                                 |
+| JSON: id is neither a string nor a number | a tweet: its id is `fallback_id`                       |
 | an empty text, control characters, `[SEP]` | a tweet: both paths get it unchanged                  |
 """
 
@@ -66,6 +68,8 @@ def _decode_object(value: bytes, settings: IntakeSettings, fallback_id: str) -> 
         body = _decode_json(value)
     except (msgspec.DecodeError, UnicodeDecodeError):
         body = _decode_slowly(value)
+    except RecursionError:
+        raise RefuseRecord(RefusalReason.NOT_JSON, "the value is nested too deeply") from None
     if not isinstance(body, dict):
         raise RefuseRecord(RefusalReason.NOT_AN_OBJECT, f"the JSON value is a {type(body).__name__}, not an object")
     text = _field(body, settings.text_field)
@@ -76,7 +80,8 @@ def _decode_object(value: bytes, settings: IntakeSettings, fallback_id: str) -> 
             RefusalReason.TEXT_NOT_A_STRING, f"the field {settings.text_field!r} is a {type(text).__name__}"
         )
     name = _field(body, settings.id_field)
-    return Tweet(fallback_id if name is None else str(name), text)
+    named = isinstance(name, str | int | float) and not isinstance(name, bool)
+    return Tweet(str(name) if named else fallback_id, text)
 
 
 def _decode_slowly(value: bytes) -> Any:
@@ -94,7 +99,7 @@ def _decode_slowly(value: bytes) -> Any:
     except RecursionError as error:
         raise RefuseRecord(RefusalReason.NOT_JSON, str(error)) from None
     # What is left is what Python's decoder takes and the standard does not, such as NaN.
-    raise RefuseRecord(RefusalReason.NOT_JSON, "the value is not standard JSON")
+    raise RefuseRecord(RefusalReason.NOT_JSON, "the value is not standard JSON") from None
 
 
 def _field(body: dict[str, Any], path: str) -> Any:

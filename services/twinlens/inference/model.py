@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from twinlens.errors import AskUser
 from twinlens.records import ModelId
 
+UNLIMITED = 2**31 - 1  #: what fits the tokenizers' integers, where neither the model nor the tokenizer has a limit
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -52,7 +54,7 @@ def load_model(source: str, revision: str | None, dtype: str, device: str) -> Lo
         model = model.to(device).eval()
     except (RuntimeError, AssertionError) as error:
         raise AskUser(f"Device {device!r} cannot be used: {error}. Set `device` to auto, cpu or cuda.") from None
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    tokenizer = _load_tokenizer(source, revision)
     return LoadedModel(
         id=ModelId(name=Path(source).name if Path(source).is_dir() else source, revision=_revision(source, config)),
         model=model,
@@ -84,11 +86,17 @@ def _load_weights(source: str, revision: str | None, dtype: str) -> Any:
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, in our words
         )
     except OSError as error:
         raise AskUser(
             f"The model {source!r} has no usable safetensors weights ({_first_sentence(error)}). "
             "Save it with `save_pretrained(..., safe_serialization=True)`."
+        ) from None
+    except SafetensorError as error:
+        raise AskUser(
+            f"The weights of the model {source!r} cannot be read ({_first_sentence(error)}): the file is damaged, or a "
+            "Git LFS pointer stands in its place. Download it again."
         ) from None
     except ValueError as error:
         raise AskUser(f"The model {source!r} is no sequence classifier ({_first_sentence(error)}).") from None
@@ -97,12 +105,34 @@ def _load_weights(source: str, revision: str | None, dtype: str) -> Any:
             f"The model {source!r} has no trained classifier head: {', '.join(missing[:3])} would be random. "
             "Set raw.model to a model that was fine-tuned for sequence classification."
         )
+    if mismatched := sorted(key for key, *_ in loading["mismatched_keys"]):
+        raise AskUser(
+            f"The weights of the model {source!r} do not fit its config.json: {', '.join(mismatched[:3])} have another "
+            "shape. Set raw.model to a folder whose files belong together."
+        )
     return model
+
+
+def _load_tokenizer(source: str, revision: str | None) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise AskUser(
+            f"The model {source!r} has no usable tokenizer ({_first_sentence(error)}). "
+            "Save it next to the weights with `tokenizer.save_pretrained(...)`."
+        ) from None
+    # Without its files transformers makes up a tokenizer that knows special tokens only: every word would be unknown.
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise AskUser(
+            f"The model {source!r} has no tokenizer, only weights. "
+            "Save it next to them with `tokenizer.save_pretrained(...)`."
+        )
+    return tokenizer
 
 
 def _max_tokens(model: Any, tokenizer: Any) -> int:
     """RoBERTa-like embeddings start counting positions after the padding index, which costs that many positions."""
-    limits = [int(tokenizer.model_max_length)]
+    limits = [min(int(tokenizer.model_max_length), UNLIMITED)]
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions and positions > 0:
         embeddings = getattr(model.base_model, "embeddings", None)

@@ -26,6 +26,7 @@ class PathFacts:
     dtype: str
     device: str
     training: bool
+    all_scores: bool = False  #: predict path: `top_k` is set, the whole answer is published
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class OutputWriter:
         row = 0
         for item in done.window.items:
             if item.refusal is not None:
-                outgoing.append(self._dead_letter(item, now_ms))
+                outgoing.append(self.dead_letter(item, now_ms))
                 continue
             outgoing.append(_outgoing(self._topics.logits, item, views.logits(row, item)))
             outgoing.append(_outgoing(self._topics.predictions, item, views.prediction(row, item)))
@@ -60,7 +60,8 @@ class OutputWriter:
             outgoing.append(OutgoingRecord(self._topics.comparisons, record.source_partition, key, encode(record), []))
         return outgoing
 
-    def _dead_letter(self, item: Item, now_ms: int) -> OutgoingRecord:
+    def dead_letter(self, item: Item, now_ms: int) -> OutgoingRecord:
+        """A refused record as it came, with the reason in its headers."""
         refusal = item.refusal
         assert refusal is not None
         added: Headers = [
@@ -119,7 +120,7 @@ class _Views:
             model=predict.facts.model,
             label=predict.label(row),
             score=None if error is not None else self._scores[1][row],
-            scores=predict.answers[row] if self._settings.predict.top_k is not None and error is None else None,
+            scores=predict.answers[row] if predict.facts.all_scores and error is None else None,
             batch=self._predict_batches.get(int(predict.batch_of[row])),
             error=error,
         )

@@ -85,6 +85,7 @@ class PredictPath:
             dtype=model.dtype,
             device=model.device,
             training=model.model.training,
+            all_scores=settings.top_k is not None,
         )
 
     def observe(self, items: Sequence[Item], batches: Sequence[Sequence[int]]) -> Observations:
@@ -111,14 +112,14 @@ class PredictPath:
         index = {label: position for position, label in enumerate(self.facts.labels)}
         for row, answer, entry in zip(rows, answers, self._pipeline.seen, strict=True):
             entries = answer if isinstance(answer, list) else [answer]
-            seen.answers[row] = [LabelScore(e["label"], e["score"]) for e in entries]
+            seen.answers[row] = [LabelScore(str(e["label"]), e["score"]) for e in entries]
             seen.logits[row] = entry["logits"]
+            seen.batch_of[row] = len(seen.batches)
             if not (np.isfinite(entry["logits"]).all() and np.isfinite(entries[0]["score"])):
                 seen.errors[row] = NON_FINITE  # the pipeline would have said label 0
                 continue
-            seen.top[row] = index[entries[0]["label"]]
+            seen.top[row] = index[str(entries[0]["label"])]
             seen.scores[row, seen.top[row]] = entries[0]["score"]
-            seen.batch_of[row] = len(seen.batches)
         seen.batches.append(Batch(len(rows), self._pipeline.padded_tokens, seconds))
 
     def _note(self, seen: Observations, rows: Sequence[int]) -> None:

@@ -12,6 +12,7 @@ import torch
 from twinlens.inference.model import LoadedModel
 from twinlens.inference.observations import (
     Batch,
+    Floats,
     Observations,
     PathFacts,
     apply_function,
@@ -117,7 +118,7 @@ class RawPath:
         with torch.inference_mode():
             output = self._model(**inputs, output_hidden_states=self._publish_cls)
             logits = output.logits.float().cpu().numpy()
-            cls = output.hidden_states[-1][:, 0].float().cpu().numpy() if self._publish_cls else None
+            cls = _first(output.hidden_states[-1], inputs["attention_mask"]) if self._publish_cls else None
         return (logits, cls), inputs["input_ids"].shape[1], time.perf_counter() - start
 
     def _run(self, seen: Observations, items: Sequence[Item], rows: Sequence[int]) -> None:
@@ -144,6 +145,12 @@ class RawPath:
             for name, values in item.inputs.items():
                 arrays[name][row, place] = values
         return {name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()}
+
+
+def _first(hidden: torch.Tensor, mask: torch.Tensor) -> Floats:
+    """[n, hidden] the state of each text's first token, which left padding moves away from position 0."""
+    rows = torch.arange(len(hidden), device=hidden.device)
+    return np.asarray(hidden[rows, mask.argmax(dim=1)].float().cpu().numpy())
 
 
 def _score(seen: Observations) -> None:

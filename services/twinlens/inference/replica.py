@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import structlog
 
 from twinlens.broker.intake import Intake
@@ -28,6 +29,7 @@ from twinlens.inference.counting import ComparedWindow
 from twinlens.inference.decode import decode
 from twinlens.inference.model import load_model, resolve_device
 from twinlens.inference.noise import NoiseFloor
+from twinlens.inference.observations import Observations
 from twinlens.inference.outputs import OutputWriter
 from twinlens.inference.predict import PredictPath
 from twinlens.inference.raw import RawPath, RawTokenizer
@@ -124,7 +126,9 @@ class Replica:
             thread.start()
 
     def stop(self, timeout_s: float = 30.0) -> None:
-        """Finish and commit the windows in hand, leave the group, end the threads."""
+        """Finish and commit the windows in hand, leave the group, end the threads. A second call does nothing."""
+        if self._stopping:
+            return
         self._stopping = True
         self._backlog.close()
         _, compute, publish = self._threads
@@ -185,8 +189,7 @@ class Replica:
                 log.warning(
                     "window will be read again", window=window.number, records=len(window.items), reason=str(reason)
                 )
-                self._backlog.invalidate(window.epochs)
-                self._intake.read_again(window.epochs)
+                self._intake.read_again(self._backlog.abandon(window))
                 self._backlog.finish(window)
                 continue
             if self._commit_outside is None:
@@ -220,10 +223,22 @@ class Replica:
                 cost.learn(batch.size, batch.padded_tokens, batch.seconds)
         self._noise.maybe_measure(paths.raw, tweets, raw)
         comparison = compare(raw, predict, self._settings.compare.score_tolerance, self._noise.floor)
+        for path, seen in (("raw", raw), ("predict", predict)):
+            self._log_errors(path, tweets, seen)
         seconds = time.perf_counter() - start
         if tokens := sum(lengths):
             paths.seconds_per_token += 0.2 * (seconds / tokens - paths.seconds_per_token)
         return ComparedWindow(window, raw, predict, comparison, seconds)
+
+    def _log_errors(self, path: str, tweets: Sequence[Item], seen: Observations) -> None:
+        """The first text of a window that made a path raise, and how many did; its text only under `log_text`."""
+        rows = np.flatnonzero(seen.failed)
+        if not rows.size:
+            return
+        item, error = tweets[rows[0]], seen.errors[rows[0]]
+        at = f"{item.topic}/{item.partition}/{item.offset}"
+        text = {"text": item.text} if self._settings.log_text else {}
+        log.warning("a path raised", path=path, texts=int(rows.size), first=at, error=error, **text)
 
     def _apply_changes(self) -> None:
         while not self._changes.empty():

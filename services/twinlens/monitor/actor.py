@@ -88,18 +88,20 @@ class Monitor:
         """The monitor thread: every record of the two topics, from the beginning."""
         consumer = new_consumer(self._settings.kafka, isolation_level="read_committed", auto_offset_reset="earliest")
         try:
-            self._assign(consumer)
+            ends = self._assign(consumer)
             while not self._stopping.is_set():
                 polled = consumer.poll(POLL_MS)
                 with self._lock:
                     for partition, records in polled.items():
                         for record in records:
                             self._take(partition.topic, record)
-                    self._caught_up = self._caught_up or not polled
+                if not self._caught_up and not polled:
+                    self._caught_up = all(consumer.position(partition) >= end for partition, end in ends.items())
         finally:
             consumer.close()
 
-    def _assign(self, consumer: KafkaConsumer) -> None:
+    def _assign(self, consumer: KafkaConsumer) -> dict[TopicPartition, int]:
+        """Returns where the topics end now: what the state holds after reading this far is not news but history."""
         topics = self._settings.topics
         comparisons, divergences = (
             [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic))]
@@ -113,6 +115,7 @@ class Monitor:
         back = 2 * self._settings.monitor.recent_divergences
         for partition in divergences:
             consumer.seek(partition, max(starts[partition], ends[partition] - back))
+        return {**ends, **consumer.end_offsets(comparisons)}
 
     def _take(self, topic: str, record: Any) -> None:
         try:

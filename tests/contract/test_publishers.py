@@ -1,0 +1,116 @@
+"""Both publishers, one contract, against the embedded broker; what only Kafka keeps, against a real one."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import pytest
+
+from tests.integration.helpers import published
+from twinlens.audit import committed_offsets
+from twinlens.broker import topics
+from twinlens.broker.client import new_consumer
+from twinlens.broker.embedded import embedded_broker
+from twinlens.broker.publisher import AtLeastOncePublisher, OutgoingRecord, Publisher, TransactionalPublisher
+from twinlens.errors import RedoWindow, ReplaceReplica
+from twinlens.settings import Settings
+
+PUBLISHERS = {"exactly_once": TransactionalPublisher, "at_least_once": AtLeastOncePublisher}
+
+
+@pytest.fixture(scope="module")
+def address() -> Any:
+    with embedded_broker() as found:
+        yield found
+
+
+def prepare(address: str) -> tuple[Settings, Any]:
+    """Settings with topics of their own, and a consumer whose group metadata stands for a member's."""
+    name = f"contract-{uuid.uuid4().hex[:8]}"
+    settings = Settings.load({"application": name, "topics": {"input": name}, "kafka": {"bootstrap_servers": address}})
+    topics.create(settings, 1, 1)
+    return settings, new_consumer(settings.kafka, group_id=settings.group_id)
+
+
+def window(settings: Settings, *values: bytes) -> list[OutgoingRecord]:
+    return [OutgoingRecord(settings.topics.logits, 0, b"k", value, [("h", b"v")]) for value in values]
+
+
+@pytest.mark.parametrize("delivery", PUBLISHERS)
+def test_a_window_is_published_in_order_with_keys_and_headers(delivery: str, address: str) -> None:
+    settings, member = prepare(address)
+    publisher: Publisher = PUBLISHERS[delivery](settings, "p")
+    try:
+        publisher.publish(window(settings, b"1", b"2", b"3"), {(settings.topics.input, 0): 3}, member.group_metadata)
+        assert publisher.busy_s == 0
+    finally:
+        publisher.close()
+        member.close()
+    found = published(settings, "logits")["logits"]
+    assert [(r.key, r.value, list(r.headers)) for r in found] == [(b"k", v, [("h", b"v")]) for v in (b"1", b"2", b"3")]
+    # Outside a transaction the offsets are the intake thread's to commit, after this.
+    assert committed_offsets(settings) == ({0: 3} if delivery == "exactly_once" else {})
+
+
+@pytest.mark.parametrize("delivery", PUBLISHERS)
+def test_a_window_that_is_no_longer_ours_is_redone_and_the_next_one_goes_through(delivery: str, address: str) -> None:
+    settings, member = prepare(address)
+    publisher: Publisher = PUBLISHERS[delivery](settings, "p")
+    try:
+        with pytest.raises(RedoWindow, match="revoked"):
+            publisher.publish(window(settings, b"1"), {(settings.topics.input, 0): 1}, lambda: None)
+        assert committed_offsets(settings) == {}
+        publisher.publish(window(settings, b"2"), {(settings.topics.input, 0): 1}, member.group_metadata)
+    finally:
+        publisher.close()
+        member.close()
+    assert published(settings, "logits")["logits"][-1].value == b"2"
+
+
+@pytest.mark.parametrize("delivery", PUBLISHERS)
+def test_a_record_that_no_topic_takes_asks_for_a_new_replica(delivery: str, address: str) -> None:
+    settings, member = prepare(address)
+    publisher: Publisher = PUBLISHERS[delivery](settings, "p")
+    try:
+        with pytest.raises(ReplaceReplica, match="max_request_bytes"):
+            publisher.publish(
+                window(settings, b"x" * 3_000_000), {(settings.topics.input, 0): 1}, member.group_metadata
+            )
+    finally:
+        publisher.close()
+        member.close()
+
+
+@pytest.mark.kafka
+def test_readers_never_see_an_aborted_window(kafka: str) -> None:
+    settings, member = prepare(kafka)
+    publisher = TransactionalPublisher(settings, "p")
+    try:
+        with pytest.raises(RedoWindow):
+            publisher.publish(window(settings, b"aborted"), {(settings.topics.input, 0): 1}, lambda: None)
+        publisher.publish(window(settings, b"good"), {(settings.topics.input, 0): 1}, member.group_metadata)
+    finally:
+        publisher.close()
+        member.close()
+    assert [record.value for record in published(settings, "logits")["logits"]] == [b"good"]
+    assert committed_offsets(settings) == {0: 1}
+
+
+@pytest.mark.kafka
+def test_a_fenced_producer_is_replaced_and_the_window_redone(kafka: str) -> None:
+    from twinlens.broker.client import new_producer
+
+    settings, member = prepare(kafka)
+    publisher = TransactionalPublisher(settings, "p")
+    usurper = new_producer(settings.kafka, transactional_id=publisher._transactional_id)
+    try:
+        usurper.init_transactions()
+        with pytest.raises(RedoWindow):
+            publisher.publish(window(settings, b"fenced"), {(settings.topics.input, 0): 1}, member.group_metadata)
+        publisher.publish(window(settings, b"good"), {(settings.topics.input, 0): 1}, member.group_metadata)
+    finally:
+        publisher.close()
+        usurper.close()
+        member.close()
+    assert [record.value for record in published(settings, "logits")["logits"]] == [b"good"]

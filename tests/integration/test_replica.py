@@ -1,0 +1,298 @@
+"""One replica in this process against the embedded broker: what is published is what the two paths say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+from tests.integration.helpers import committed, lines, produce, published, run_through, running_replica, wait_until
+from twinlens import records
+from twinlens.audit import audit
+from twinlens.monitor.divergence import State
+from twinlens.monitor.statistics import RateDetector
+from twinlens.settings import DEMO_MODEL, Settings
+
+NewSettings = Callable[..., Settings]
+TRACE = ("traceparent", b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+
+
+@pytest.fixture(scope="module")
+def two_thousand(request: pytest.FixtureRequest, broker: str) -> tuple[Settings, dict[str, list[Any]]]:
+    """2,000 real tweets through one replica; shared by the tests below, which only read."""
+    from twinlens.broker import topics
+
+    settings = Settings.load(
+        {"application": "two-thousand", "kafka": {"bootstrap_servers": broker, "session_timeout_ms": 2000},
+         "topics": {"input": "two-thousand"}}
+    )  # fmt: skip
+    topics.create(settings, 2, 1)
+    produce(settings, [(str(i).encode(), line, [TRACE, ("n", b"1")]) for i, line in enumerate(lines(2000))])
+    return settings, run_through(settings, 2000)
+
+
+def by_id(found: list[Any], decode: Callable[[bytes], Any]) -> dict[str, Any]:
+    decoded = {record.id: record for record in (decode(raw.value) for raw in found)}
+    assert len(decoded) == len(found)
+    return decoded
+
+
+def test_published_logits_are_those_of_plain_transformers(two_thousand: Any) -> None:
+    _, found = two_thousand
+    logits = by_id(found["logits"], records.decode_logits)
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
+    model = AutoModelForSequenceClassification.from_pretrained(DEMO_MODEL, dtype=torch.float32).eval()
+    for line in lines(2000):
+        tweet = json.loads(line)
+        with torch.inference_mode():
+            alone = model(**tokenizer(tweet["text"], truncation=True, return_tensors="pt")).logits[0].numpy()
+        record = logits[tweet["id"]]
+        np.testing.assert_allclose(record.logits, alone, atol=1e-5, rtol=0)
+        assert record.labels == ["negative", "neutral", "positive"]
+        assert record.token_count == len(tokenizer(tweet["text"], truncation=True)["input_ids"])
+
+
+def test_published_predictions_are_those_of_the_stock_pipeline(two_thousand: Any) -> None:
+    _, found = two_thousand
+    predictions = by_id(found["predictions"], records.decode_prediction)
+    model = AutoModelForSequenceClassification.from_pretrained(DEMO_MODEL, dtype=torch.float32).eval()
+    classify = pipeline("text-classification", model=model, tokenizer=AutoTokenizer.from_pretrained(DEMO_MODEL))
+    for line in lines(2000):
+        tweet = json.loads(line)
+        answer = classify(tweet["text"], truncation=True)[0]
+        record = predictions[tweet["id"]]
+        assert record.label == answer["label"]
+        assert record.score == pytest.approx(answer["score"], abs=1e-5)
+
+
+def test_keys_headers_and_partitions_pass_through(two_thousand: Any) -> None:
+    _, found = two_thousand
+    for name, decode in (("logits", records.decode_logits), ("predictions", records.decode_prediction)):
+        assert len(found[name]) == 2000
+        last: dict[int, int] = {}
+        for raw in found[name]:
+            record = decode(raw.value)
+            assert (raw.key.decode(), raw.partition) == (record.id, record.source.partition)
+            assert list(raw.headers) == [TRACE, ("n", b"1")]
+            assert record.source.offset > last.get(raw.partition, -1), "not in the order of the input"
+            last[raw.partition] = record.source.offset
+
+
+def test_audit_finds_nothing_missing_and_agrees_with_the_fold(two_thousand: Any) -> None:
+    settings, found = two_thousand
+    report = audit(settings)
+    assert report.clean
+    assert (report.consumed, report.published, report.dead_lettered) == (2000, 2000, 0)
+    state = State(application=settings.application, detector=RateDetector(baseline_rate=0.02, run_length_tweets=10**6))
+    for raw in found["comparisons"]:
+        state.fold(records.decode_comparison(raw.value))
+    assert state.replayed == 0
+    tally = state.total.tally
+    assert (tally.tweets, tally.label, tally.score) == (2000, report.label_divergences, report.score_divergences)
+
+
+def test_divergences_are_published_with_their_cause_and_equal_the_audits(new_settings: NewSettings) -> None:
+    settings = new_settings(predict={"max_length": 16})
+    count = produce(settings, [(None, line, []) for line in lines(300)])
+    found = run_through(settings, count)
+    diverging = [records.decode_divergence(raw.value) for raw in found["divergences"]]
+    report = audit(settings)
+    assert report.diverging == len(diverging) > 50
+    assert report.monitor_diverging == report.diverging
+    assert {record.cause for record in diverging} == {records.Cause.TRUNCATION}
+    assert all(record.predict.token_count == 16 and record.predict.truncated for record in diverging)
+    assert all(record.raw.ids_digest != record.predict.ids_digest for record in diverging)
+
+
+ODD: list[tuple[bytes | None, str]] = [
+    (b"\xff\xfe", "not_utf8"),
+    (b"not json", "not_json"),
+    (b"[1, 2]", "not_an_object"),
+    (b'{"id": "1"}', "no_text_field"),
+    (b'{"text": 7}', "text_not_a_string"),
+    (b"", "empty_value"),
+    (None, "tombstone"),
+    (b'{"text": "\\ud800"}', "lone_surrogate"),
+    (json.dumps({"text": "x" * 1_000_000}).encode(), "text_too_long"),
+    (b'{"text": ""}', "result"),
+    (b'{"text": "a [SEP] b [CLS]"}', "result"),
+    (json.dumps({"text": "long text " * 1_000}).encode(), "result"),
+    (b'{"text": "a \x00 b"}', "not_json"),  # JSON wants control characters escaped
+    (json.dumps({"text": "\U0001f600 \u0000 \u202e"}).encode(), "result"),
+]
+
+
+def test_every_kind_of_bad_input_has_its_answer_and_the_stream_goes_on(new_settings: NewSettings) -> None:
+    settings = new_settings(partitions=1)
+    good = lines(20)
+    stream = [(b"k%d" % i, value, [("h", b"v")]) for i, (value, _) in enumerate(ODD)]
+    count = produce(settings, [*stream, *((None, line, []) for line in good)])
+    found = run_through(settings, count)
+    answers = dict.fromkeys(range(len(ODD)), "nothing")
+    for raw in found["dlq"]:
+        headers = dict(raw.headers)
+        offset = int(headers["twinlens.source.offset"])
+        answers[offset] = headers["twinlens.reason"].decode()
+        value = ODD[offset][0]
+        assert (raw.key, raw.value, headers["h"]) == (b"k%d" % offset, value, b"v"), "the original is untouched"
+    for raw in found["logits"]:
+        record = records.decode_logits(raw.value)
+        if record.source.offset in answers:
+            assert record.error is None
+            answers[record.source.offset] = "result"
+    assert list(answers.values()) == [answer for _, answer in ODD]
+    assert len(found["logits"]) == len(found["predictions"]) == count - len(found["dlq"])
+    report = audit(settings)
+    assert report.clean
+    assert report.dead_lettered == len(found["dlq"])
+
+
+def test_a_tombstone_without_a_key_is_a_dead_letter_too(new_settings: NewSettings) -> None:
+    # Kafka's producers refuse a record with neither key nor value, other clients' records can have neither.
+    from twinlens.errors import RefusalReason, RefuseRecord
+    from twinlens.inference.outputs import OutputWriter
+    from twinlens.window import Item
+
+    settings = new_settings()
+    refusal = RefuseRecord(RefusalReason.TOMBSTONE, "null")
+    item = Item(settings.topics.input, 0, 5, 0, None, [], 0, refusal=refusal)
+    record = OutputWriter(settings, "r").dead_letter(item, now_ms=1)
+    assert (record.key, record.value) == (None, b"")
+
+
+def test_a_text_that_breaks_a_path_leaves_its_neighbours_alone(new_settings: NewSettings) -> None:
+    settings = new_settings(partitions=1, predict={"truncation": False})
+    too_long = json.dumps({"id": "long", "text": "word " * 500}).encode()
+    stream = [*lines(30), too_long, *lines(30)]
+    found = run_through(settings, produce(settings, [(None, value, []) for value in stream]))
+    predictions = [records.decode_prediction(raw.value) for raw in found["predictions"]]
+    assert [record.id for record in predictions if record.error is not None] == ["long"]
+    divergences = [records.decode_divergence(raw.value) for raw in found["divergences"]]
+    assert [(d.id, d.verdict, d.cause) for d in divergences] == [("long", "one_sided", "truncation")]
+    assert len(found["logits"]) == len(stream)
+    assert audit(settings).one_sided == 1
+
+
+def test_at_least_once_publishes_and_commits(new_settings: NewSettings) -> None:
+    settings = new_settings(output={"delivery": "at_least_once"})
+    count = produce(settings, [(None, line, []) for line in lines(200)])
+    found = run_through(settings, count)
+    assert len(found["logits"]) == len(found["predictions"]) == count
+
+
+def test_cls_vector_and_all_scores_are_published_on_request(new_settings: NewSettings) -> None:
+    settings = new_settings(raw={"publish_cls": True}, predict={"top_k": 3})
+    count = produce(settings, [(None, line, []) for line in lines(10)])
+    found = run_through(settings, count)
+    for raw in found["logits"]:
+        assert len(records.decode_logits(raw.value).cls or []) == 384
+    for raw in found["predictions"]:
+        record = records.decode_prediction(raw.value)
+        assert record.scores is not None
+        assert [entry.score for entry in record.scores] == sorted((e.score for e in record.scores), reverse=True)
+        assert (record.scores[0].label, record.scores[0].score) == (record.label, record.score)
+
+
+def test_reconfigure_changes_the_pipeline_from_the_next_window_on(new_settings: NewSettings) -> None:
+    settings = new_settings()
+    first = produce(settings, [(None, line, []) for line in lines(100)])
+    with running_replica(settings) as replica:
+        wait_until(lambda: committed(settings, replica) >= first, "the first half")
+        replica.reconfigure(settings.batching, settings.predict.model_copy(update={"max_length": 8}))
+        both = first + produce(settings, [(None, line, []) for line in lines(100)])
+        wait_until(lambda: committed(settings, replica) >= both, "the second half")
+        with pytest.raises(ValueError, match="deploy anew"):
+            replica.reconfigure(settings.batching, settings.predict.model_copy(update={"dtype": "bfloat16"}))
+    report = audit(settings)
+    assert report.clean
+    assert report.published == both
+    assert report.diverging > 20
+
+
+def test_a_second_replica_takes_over_what_the_first_one_leaves(new_settings: NewSettings) -> None:
+    settings = new_settings(partitions=4)
+    half = produce(settings, [(str(i).encode(), line, []) for i, line in enumerate(lines(400))])
+    with running_replica(settings, "replica-a") as first:
+        wait_until(lambda: committed(settings, first) >= half, "the first half")
+        with running_replica(settings, "replica-b") as second:
+            total = half + produce(settings, [(str(i).encode(), line, []) for i, line in enumerate(lines(400))])
+            wait_until(lambda: committed(settings, first) >= total, "both halves")
+            second.check_health()
+    replicas = {
+        records.decode_comparison(raw.value).replica for raw in published(settings, "comparisons")["comparisons"]
+    }
+    assert replicas >= {"replica-a"}
+    assert audit(settings).clean
+
+
+def test_stop_commits_the_window_in_hand(new_settings: NewSettings) -> None:
+    settings = new_settings(batching={"max_window_items": 64, "latency_objective_ms": 50})
+    produce(settings, [(None, line, []) for line in lines()])
+    with running_replica(settings) as replica:
+        wait_until(lambda: committed(settings, replica) > 0, "the first commit")
+    report = audit(settings)
+    assert report.clean, "a window was published without its offsets, or the other way round"
+    assert 0 < report.published < len(lines())
+    assert len(published(settings, "logits")["logits"]) == report.published
+
+
+def test_an_aborted_window_is_read_again(new_settings: NewSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    from twinlens.broker.publisher import TransactionalPublisher
+    from twinlens.errors import RedoWindow
+
+    settings = new_settings(batching={"max_window_items": 50})
+    real = TransactionalPublisher.publish
+    failures = iter([True, False, True, True])
+
+    def sometimes(self: Any, *arguments: Any) -> None:
+        if next(failures, False):
+            raise RedoWindow("the broker said no")
+        real(self, *arguments)
+
+    monkeypatch.setattr(TransactionalPublisher, "publish", sometimes)
+    count = produce(settings, [(None, line, []) for line in lines(300)])
+    run_through(settings, count)
+    report = audit(settings)
+    assert report.clean
+    assert report.published == count
+
+
+def test_a_dead_thread_fails_the_health_check(new_settings: NewSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    from twinlens.errors import ReplaceReplica
+    from twinlens.inference.raw import RawPath
+
+    def broken(*_: Any) -> None:
+        raise MemoryError("no more")
+
+    monkeypatch.setattr(RawPath, "observe", broken)
+    settings = new_settings()
+    produce(settings, [(None, line, []) for line in lines(5)])
+    with running_replica(settings) as replica:
+        wait_until(lambda: replica_is_dead(replica), "the health check fails")
+        with pytest.raises(ReplaceReplica, match=r"compute thread died.*no more"):
+            replica.check_health()
+
+
+def test_a_call_to_kafka_that_does_not_return_fails_the_health_check(new_settings: NewSettings) -> None:
+    from twinlens.errors import ReplaceReplica
+
+    with running_replica(new_settings(output={"commit_deadline_s": 5})) as replica:
+        replica.check_health()
+        replica._publisher = type("Stuck", (), {"busy_s": 6.0, "close": lambda self: None})()
+        with pytest.raises(ReplaceReplica, match="6 s"):
+            replica.check_health()
+
+
+def replica_is_dead(replica: Any) -> bool:
+    from twinlens.errors import ReplaceReplica
+
+    try:
+        replica.check_health()
+    except ReplaceReplica:
+        return True
+    return False

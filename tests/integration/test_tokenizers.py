@@ -1,0 +1,98 @@
+"""Why each path has a tokenizer object of its own, and that with them the lengths are right under load."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from tests.conftest import ModelFolder
+from tests.observed import items_of
+from twinlens.inference.model import load_model
+from twinlens.inference.predict import PredictPath
+from twinlens.inference.raw import RawPath, RawTokenizer
+from twinlens.settings import PredictSettings, RawSettings
+
+LONG = "word " * 100
+DEADLINE_S = 20.0
+
+
+@pytest.fixture
+def _eager_switches() -> Iterator[None]:
+    """Threads change places as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("_eager_switches")
+def test_two_threads_on_one_fast_tokenizer_get_each_others_truncation(model_folder: ModelFolder) -> None:
+    """The hazard itself, seen within milliseconds: truncation is state of the tokenizer, not of the call."""
+    shared = AutoTokenizer.from_pretrained(model_folder("bert", "three"))
+    wrong: list[Any] = []
+    deadline = time.monotonic() + DEADLINE_S
+
+    def tokenize(limit: int) -> None:
+        while not wrong and time.monotonic() < deadline:
+            try:
+                length = len(shared(LONG, truncation=True, max_length=limit)["input_ids"])
+            except RuntimeError as error:  # "Already borrowed": the other face of the same hazard
+                wrong.append(error)
+            else:
+                if length != limit:
+                    wrong.append((limit, length))
+
+    other = threading.Thread(target=tokenize, args=(32,), daemon=True)
+    other.start()
+    tokenize(8)
+    other.join(DEADLINE_S)
+    assert wrong, "a shared tokenizer kept both lengths: then each path could do without its own"
+
+
+@pytest.mark.usefixtures("_eager_switches")
+def test_the_paths_keep_their_lengths_side_by_side(model_folder: ModelFolder) -> None:
+    """The intake thread tokenizes for the raw path at 8 while the compute thread runs the predict path at 32."""
+    model = load_model(str(model_folder("bert", "three")), None, "float32", "cpu")
+    tokenizer = RawTokenizer(model, RawSettings(max_length=8))
+    path = PredictPath(model, PredictSettings(max_length=32))
+    lengths: set[int] = set()
+    errors: list[Exception | None] = []
+    stop = threading.Event()
+
+    def intake() -> None:
+        while not stop.is_set():
+            items = items_of([LONG, "short", LONG])
+            tokenizer.tokenize(items)
+            lengths.update(item.token_count for item in items if item.text == LONG)
+            errors.extend(item.token_error for item in items if item.token_error)
+
+    thread = threading.Thread(target=intake, daemon=True)
+    thread.start()
+    try:
+        for _ in range(150):
+            seen = path.observe(items_of([LONG, LONG]), [[0, 1]])
+            assert [len(ids) for ids in seen.input_ids] == [32, 32]
+            assert seen.truncated.all()
+            assert not seen.failed.any()
+    finally:
+        stop.set()
+        thread.join(DEADLINE_S)
+    assert lengths == {8}
+    assert errors == []
+
+
+def test_no_two_users_share_a_tokenizer(model_folder: ModelFolder) -> None:
+    model = load_model(str(model_folder("bert", "three")), None, "float32", "cpu")
+    path = PredictPath(model, PredictSettings())
+    tokenizers = [RawTokenizer(model, RawSettings())._tokenizer, path._pipeline.tokenizer]
+    path.reconfigure(PredictSettings(max_length=8))
+    tokenizers.append(path._pipeline.tokenizer)
+    assert len({id(tokenizer) for tokenizer in tokenizers}) == 3
+    assert len({id(tokenizer.backend_tokenizer) for tokenizer in tokenizers}) == 3
+    assert path._pipeline.model is RawPath(model, RawSettings())._model  # the weights they share

@@ -1,0 +1,76 @@
+"""The terminal view shows what the monitor knows, also when it knows nothing."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from twinlens.dashboard.terminal import render
+from twinlens.monitor.actor import View
+from twinlens.monitor.divergence import Alert, State
+from twinlens.monitor.statistics import RateDetector
+from twinlens.monitor.summary import summary
+from twinlens.records import (
+    Cause,
+    Certainty,
+    ComparisonRecord,
+    DivergenceRecord,
+    ModelId,
+    PathError,
+    PathView,
+    SourceCoordinates,
+    Tally,
+    Verdict,
+)
+
+MODEL = ModelId("m", "1")
+
+
+def text_of(state: State, *recent: DivergenceRecord, lag: dict[int, int] | None = None) -> str:
+    console = Console(record=True, width=160, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    console.print(
+        render(View(summary=summary(state, 10_000), lag=lag, recent=list(recent), caught_up=True, unreadable=0), "now")
+    )
+    console.file.close()
+    return console.export_text()
+
+
+def state() -> State:
+    return State(application="shop", detector=RateDetector(baseline_rate=0.01, run_length_tweets=1000))
+
+
+def test_an_application_that_has_seen_nothing() -> None:
+    shown = text_of(state())
+    assert "shop" in shown
+    assert "no diverging tweet yet" in shown
+    assert "nan" not in shown.lower()
+    assert "None" not in shown
+
+
+def test_numbers_alerts_and_both_sides_of_a_tweet() -> None:
+    folded = state()
+    folded.fold(
+        ComparisonRecord(
+            application="shop", replica="r", window="r-1", source_topic="t", source_partition=0, first_offset=0,
+            last_offset=199, published_at_ms=9_000, raw_model=MODEL, predict_model=MODEL,
+            tally=Tally(tweets=200, label=50), labels={"yes": {"yes": 150, "no": 50}}, causes={"precision": 50},
+        )
+    )  # fmt: skip
+    divergence = DivergenceRecord(
+        id="7", source=SourceCoordinates("t", 0, 7), application="shop", verdict=Verdict.LABEL, cause=Cause.PRECISION,
+        certainty=Certainty.CONSISTENT, raw=PathView(label="yes", score=0.51), tolerance=0.005,
+        text="two\nlines [bold]x",
+        predict=PathView(error=PathError(type="IndexError", message="")),
+    )  # fmt: skip
+    assert isinstance(folded.alerts[0], Alert)
+    shown = text_of(folded, divergence, lag={0: 40, 1: 2})
+    for expected in (
+        "75.00 %",
+        "25.00 %",
+        "lag 42",
+        "ALERT",
+        "two lines [bold]x",
+        "yes 0.5100",
+        "IndexError",
+        "cause: precision",
+    ):
+        assert expected in shown
