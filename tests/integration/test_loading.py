@@ -89,6 +89,7 @@ def without_head(kind: Any) -> Callable[[Path], None]:
         ),
         pytest.param(no_tokenizer, "has no tokenizer", id="no tokenizer"),
         pytest.param(lambda f: (f / "tokenizer.json").write_text("{"), "no usable tokenizer", id="broken tokenizer"),
+        pytest.param(lambda f: (f / "tokenizer.json").write_text("{}"), "no usable tokenizer", id="empty tokenizer"),
     ],
 )
 def test_a_folder_that_is_no_classifier(folder: Path, break_it: Callable[[Path], object], words: str) -> None:

@@ -9,6 +9,7 @@ import msgspec
 from kafka import KafkaProducer
 
 from twinlens.broker.client import new_producer
+from twinlens.fields import field_at
 from twinlens.settings import KafkaSettings
 
 TICK_S = 0.02  #: at a given rate, lines are sent in bursts this far apart
@@ -47,12 +48,12 @@ def feed(
 
 
 def key_of(line: bytes, field: str | None) -> bytes | None:
-    """Value of `field` as text; None where the line has none."""
+    """Value of `field` (dotted paths allowed) as text; None where the line has none."""
     if field is None:
         return None
     try:
         body = msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
-    value = body.get(field) if isinstance(body, dict) else None
+    value = field_at(body, field) if isinstance(body, dict) else None
     return None if value is None else str(value).encode()

@@ -90,7 +90,7 @@ def demo(
         if scenario is Scenario.ROLLOUT:
             session.change_at(duration / 2 if duration else 30.0, lambda: deploy(ROLLED_OUT))
         summary = session.run(stream, rate=rate, duration_s=duration)
-        console.print(_sentence(summary))
+        console.print(_sentence(summary), highlight=False, soft_wrap=True)
     if json:
         typer.echo(jsonlib.dumps(summary))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from rich import box
 from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.panel import Panel
@@ -45,7 +46,7 @@ def _title(view: View, status: str) -> RenderableType:
 
 
 def _windows(view: View) -> Table:
-    table = Table(title="", show_edge=False, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("")
     windows = view.summary.windows
     for name in windows:
@@ -71,7 +72,7 @@ def _windows(view: View) -> Table:
 
 
 def _labels(window: WindowSummary) -> Table:
-    table = Table(title="raw (down) x predict (across)", show_edge=False, pad_edge=False)
+    table = Table(title="raw (down) x predict (across)", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     names = sorted({*window.labels, *(name for row in window.labels.values() for name in row)})
     table.add_column("")
     for name in names:
@@ -90,7 +91,7 @@ def _labels(window: WindowSummary) -> Table:
 def _recent(records: list[DivergenceRecord]) -> RenderableType:
     if not records:
         return Text("no diverging tweet yet", "dim")
-    table = Table(expand=True, show_edge=False)
+    table = Table(expand=True, box=box.SIMPLE_HEAD, show_edge=False)
     table.add_column("diverging tweet", ratio=1, no_wrap=True)
     table.add_column("raw path", no_wrap=True)
     table.add_column("predict path", no_wrap=True)

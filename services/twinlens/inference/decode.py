@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from twinlens.errors import RefusalReason, RefuseRecord
+from twinlens.fields import field_at
 from twinlens.settings import IntakeSettings
 
 
@@ -72,14 +73,14 @@ def _decode_object(value: bytes, settings: IntakeSettings, fallback_id: str) -> 
         raise RefuseRecord(RefusalReason.NOT_JSON, "the value is nested too deeply") from None
     if not isinstance(body, dict):
         raise RefuseRecord(RefusalReason.NOT_AN_OBJECT, f"the JSON value is a {type(body).__name__}, not an object")
-    text = _field(body, settings.text_field)
+    text = field_at(body, settings.text_field)
     if text is None:
         raise RefuseRecord(RefusalReason.NO_TEXT_FIELD, f"there is no field {settings.text_field!r}")
     if not isinstance(text, str):
         raise RefuseRecord(
             RefusalReason.TEXT_NOT_A_STRING, f"the field {settings.text_field!r} is a {type(text).__name__}"
         )
-    name = _field(body, settings.id_field)
+    name = field_at(body, settings.id_field)
     named = isinstance(name, str | int | float) and not isinstance(name, bool)
     return Tweet(str(name) if named else fallback_id, text)
 
@@ -100,15 +101,3 @@ def _decode_slowly(value: bytes) -> Any:
         raise RefuseRecord(RefusalReason.NOT_JSON, str(error)) from None
     # What is left is what Python's decoder takes and the standard does not, such as NaN.
     raise RefuseRecord(RefusalReason.NOT_JSON, "the value is not standard JSON") from None
-
-
-def _field(body: dict[str, Any], path: str) -> Any:
-    """The value at a dotted path; a field whose own name has dots wins."""
-    if path in body:
-        return body[path]
-    node: Any = body
-    for part in path.split("."):
-        if not isinstance(node, dict):
-            return None
-        node = node.get(part)
-    return node

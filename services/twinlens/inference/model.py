@@ -116,7 +116,7 @@ def _load_weights(source: str, revision: str | None, dtype: str) -> Any:
 def _load_tokenizer(source: str, revision: str | None) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, KeyError) as error:
         raise AskUser(
             f"The model {source!r} has no usable tokenizer ({_first_sentence(error)}). "
             "Save it next to the weights with `tokenizer.save_pretrained(...)`."

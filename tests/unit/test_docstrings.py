@@ -1,0 +1,15 @@
+"""The examples in docstrings run."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+
+import pytest
+
+
+@pytest.mark.parametrize("module", ["fields", "sketch", "monitor.statistics", "monitor.divergence"])
+def test_examples(module: str) -> None:
+    result = doctest.testmod(importlib.import_module(f"twinlens.{module}"))
+    assert result.failed == 0
+    assert result.attempted > 0
