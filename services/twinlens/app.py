@@ -7,6 +7,7 @@ ingress and serves the API.
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
 from typing import Any
@@ -72,7 +73,7 @@ class ReplicaDeployment:
     async def __del__(self) -> None:
         """Called by Serve after the drain: finish and commit the windows in hand."""
         if hasattr(self, "_replica"):
-            self._replica.stop()
+            await asyncio.to_thread(self._replica.stop)
 
 
 @serve.deployment(name="Monitor", num_replicas=1, ray_actor_options={"num_cpus": 0}, **HEALTH)

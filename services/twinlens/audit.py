@@ -6,6 +6,7 @@ logits. `join` is pure; reading the topics is in `read_topics`.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from twinlens.settings import Settings
 
 Coordinates = tuple[int, int]  #: partition and offset on the input topic
 EXAMPLES = 10  #: how many missing or diverging tweets a report shows
+LIVE_S = 3.0  #: a topic that keeps growing is read this much longer
 QUIET_POLLS = 2  #: the end of a topic is believed after this many empty polls past the end offset
 
 
@@ -132,11 +134,14 @@ def predict_side(record: PredictionRecord) -> Side:
 
 
 def audit(settings: Settings) -> Report:
-    """Read every topic from its beginning and join them, up to what the group has committed."""
+    """Read every topic from its beginning and join them, up to what the group has committed.
+
+    Holds two small tuples per tweet in memory. Tweets whose outputs retention has removed count as missing.
+    """
+    ends = committed_offsets(settings)  # first, so that everything before them is in the outputs
     published = Published()
     for topic, record in read_topics(settings, settings.topics.outputs):
         _collect(published, settings, topic, record)
-    ends = committed_offsets(settings)
     consumed = (
         (record.partition, record.offset)
         for _, record in read_topics(settings, (settings.topics.input,))
@@ -170,14 +175,15 @@ def read_topics(settings: Settings, topics: Iterable[str]) -> Iterator[tuple[str
         ends = consumer.end_offsets(partitions)
         consumer.assign(partitions)
         consumer.seek_to_beginning()
-        quiet = 0
-        while quiet < QUIET_POLLS:
+        quiet, reached = 0, None
+        while quiet < QUIET_POLLS and (reached is None or time.monotonic() - reached < LIVE_S):
             polled = consumer.poll(600)
             for partition, records in polled.items():
                 for record in records:
                     yield partition.topic, record
             behind = any(consumer.position(partition) < ends[partition] for partition in partitions)
             quiet = 0 if polled or behind else quiet + 1
+            reached = time.monotonic() if reached is None and not behind else reached
     finally:
         consumer.close()
 

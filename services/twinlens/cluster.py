@@ -32,24 +32,24 @@ def local_cluster(num_cpus: int | None = None, *, verbose: bool = False) -> Iter
         logging.getLogger("ray").setLevel(logging.ERROR)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
     terminate = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        num_cpus=num_cpus,
-        include_dashboard=False,
-        log_to_driver=verbose,
-        logging_level=logging.WARNING if verbose else logging.ERROR,
-        object_store_memory=OBJECT_STORE_BYTES,
-        _temp_dir=str(folder),
-        namespace="twinlens",
-    )
-    # Ray's own handler of SIGTERM aborts the process, and whatever was started stays behind.
-    signal.signal(signal.SIGTERM, terminate)
     try:
+        ray.init(
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            log_to_driver=verbose,
+            logging_level=logging.WARNING if verbose else logging.ERROR,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=str(folder),
+            namespace="twinlens",
+        )
+        # Ray's own handler of SIGTERM aborts the process, and whatever was started stays behind.
+        signal.signal(signal.SIGTERM, terminate)
         yield
-    finally:
         # Deleting the applications lets replicas finish and commit. The controller goes with the cluster: shutting
         # Serve down before it costs seconds and makes Ray report calls to a controller that is no more.
         for name in list(serve.status().applications):
             serve.delete(name)
+    finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
 

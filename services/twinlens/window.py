@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from twinlens.errors import RefuseRecord
 
@@ -26,20 +27,27 @@ class Item:
     partition: int
     offset: int
     timestamp_ms: int
-    key: bytes | None
-    headers: Headers
+    key: bytes | None = field(repr=False)
+    headers: Headers = field(repr=False)
     size_bytes: int
     id: str = ""
-    text: str = ""
-    inputs: dict[str, list[int]] = field(default_factory=dict)  #: raw path: what the tokenizer made, mask excluded
-    truncated: bool = False
+    text: str = field(default="", repr=False)
+    inputs: dict[str, list[int]] = field(
+        default_factory=dict, repr=False
+    )  #: raw path: what the tokenizer made, mask excluded
+    cut_tokens: int = 0  #: raw path: tokens beyond its max_length, which truncation cut off
     token_error: Exception | None = None  #: the raw path's tokenizer raised
-    value: bytes | None = None  #: kept for refused records only
+    value: bytes | None = field(default=None, repr=False)  #: kept for refused records only
     refusal: RefuseRecord | None = None
 
     @property
     def source(self) -> Partition:
         return (self.topic, self.partition)
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the raw path sees less than the whole text."""
+        return self.cut_tokens > 0
 
     @property
     def token_count(self) -> int:
@@ -62,6 +70,13 @@ class Window:
     def next_offsets(self) -> dict[Partition, int]:
         """What to commit: per partition, the offset after the last item."""
         return {item.source: item.offset + 1 for item in self.items}
+
+
+class Abandoned(NamedTuple):
+    """What became of a partition of a window that will not be committed."""
+
+    first_offset: int  #: of the window
+    epoch: int  #: the new one, under which it is to be read again
 
 
 class Backlog:
@@ -134,10 +149,10 @@ class Backlog:
                 self._in_flight[partition] -= 1
             self._changed.notify_all()
 
-    def abandon(self, window: Window) -> dict[Partition, int]:
+    def abandon(self, window: Window) -> dict[Partition, Abandoned]:
         """The window will not be committed: invalidate what is still current of it.
 
-        Returns where to read again: the window's first offset of each partition that was still current. Partitions
+        Returns where to read again, for each partition that was still current. Partitions
         with a newer epoch are left alone: they were revoked, or are being read again already, and what was drawn
         since then is good.
         """
@@ -146,18 +161,18 @@ class Backlog:
             for partition in still:
                 self._epochs[partition] = window.epochs[partition] + 1
                 self._discard(partition)
-            first: dict[Partition, int] = {}
+            abandoned: dict[Partition, Abandoned] = {}
             for item in window.items:
-                if item.source in still:
-                    first.setdefault(item.source, item.offset)
-            return first
+                if item.source in still and item.source not in abandoned:
+                    abandoned[item.source] = Abandoned(item.offset, self._epochs[item.source])
+            return abandoned
 
     def current(self, window: Window) -> bool:
         """Whether every record of the window is still this replica's to commit."""
         return all(self.epoch(partition) == epoch for partition, epoch in window.epochs.items())
 
     def draw(self, take: Callable[[list[Item]], int], max_items: int, timeout_s: float) -> Window | None:
-        """The next window, as soon as there is one; None after `timeout_s` without a record, or when closed.
+        """The next window, as soon as there is one; None after `timeout_s` without a record, at once when closed.
 
         `take` gets up to `max_items` candidates, oldest first, and says how many of them to use (at least 1). Every
         window must come back through `finish`.

@@ -114,3 +114,14 @@ def test_a_fenced_producer_is_replaced_and_the_window_redone(kafka: str) -> None
         usurper.close()
         member.close()
     assert [record.value for record in published(settings, "logits")["logits"]] == [b"good"]
+
+
+def test_a_member_without_a_generation_cannot_commit() -> None:
+    """Between an eviction and its callback kafka-python has no generation, and the broker checks none then."""
+    from kafka import ConsumerGroupMetadata
+
+    from twinlens.inference.replica import is_member
+
+    assert not is_member(ConsumerGroupMetadata("group"))
+    assert not is_member(ConsumerGroupMetadata("group", 3, ""))
+    assert is_member(ConsumerGroupMetadata("group", 0, "member"))

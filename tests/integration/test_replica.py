@@ -296,3 +296,75 @@ def replica_is_dead(replica: Any) -> bool:
     except ReplaceReplica:
         return True
     return False
+
+
+def test_windows_that_can_never_be_committed_end_the_replica(
+    new_settings: NewSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from twinlens.broker.publisher import TransactionalPublisher
+    from twinlens.errors import RedoWindow
+    from twinlens.inference import replica as module
+
+    def never(*_: Any) -> None:
+        raise RedoWindow("not authorized")
+
+    monkeypatch.setattr(TransactionalPublisher, "publish", never)
+    monkeypatch.setattr(module, "MAX_REDONE", 3)
+    settings = new_settings()
+    produce(settings, [(None, line, []) for line in lines(5)])
+    with running_replica(settings) as replica:
+        wait_until(lambda: replica_is_dead(replica), "the health check fails")
+
+
+def test_a_header_without_a_value_passes(new_settings: NewSettings) -> None:
+    from types import SimpleNamespace
+
+    from twinlens.inference.decoder import Decoder
+
+    class NoTokens:
+        def tokenize(self, items: Any) -> None:
+            pass
+
+    record = SimpleNamespace(
+        topic="t", partition=0, offset=0, timestamp=0, key=None, value=b"{}", headers=[("h", None)]
+    )
+    (item,) = Decoder(new_settings(), NoTokens())([record])  # type: ignore[arg-type]
+    assert item.headers == [("h", b"")]
+
+
+def test_a_dead_letter_that_kafka_would_not_take_is_cut(new_settings: NewSettings) -> None:
+    settings = new_settings(kafka={"max_request_bytes": 100_000}, intake={"max_text_chars": 10})
+    producer_settings = settings.model_copy(
+        update={"kafka": settings.kafka.model_copy(update={"max_request_bytes": 10**6})}
+    )
+    too_large = json.dumps({"text": "x" * 150_000}).encode()
+    found = run_through(settings, produce(producer_settings, [(b"k", too_large, [])]))
+    (letter,) = found["dlq"]
+    headers = dict(letter.headers)
+    assert headers["twinlens.cut_from_bytes"] == str(len(too_large)).encode()
+    assert too_large.startswith(letter.value)
+    assert len(letter.value) > 90_000
+
+
+def test_no_tweet_and_no_password_is_in_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    import structlog
+
+    from twinlens.logs import configure_logging
+    from twinlens.threads import WatchedThread
+
+    def fail() -> None:
+        text, password = "SECRET TWEET", "hunter2"
+        raise RuntimeError(f"{len(text)} {len(password)}")
+
+    try:
+        configure_logging()
+        structlog.configure(cache_logger_on_first_use=False)
+        thread = WatchedThread("doomed", fail)
+        thread.start()
+        assert thread.join(5)
+        said = capsys.readouterr().err
+    finally:
+        structlog.reset_defaults()
+    assert "RuntimeError" in said
+    assert "SECRET" not in said
+    assert "hunter2" not in said

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 import pytest
@@ -159,7 +158,7 @@ def test_a_dead_letter_carries_the_headers_that_are_described() -> None:
     refusal = RefuseRecord(RefusalReason.NOT_JSON, "no comma")
     trace = ("traceparent", b"00-00000000000000000000000000000001-0000000000000001-01")
     item = Item("tweets", 1, 7, 0, b"key", [trace], 5, value=b"{nope", refusal=refusal)
-    settings = cast(Settings, SimpleNamespace(topics=TopicSettings.model_validate({}), application="twinlens"))
+    settings = Settings.load({})
     writer = OutputWriter(settings, "r0")
     record = writer.dead_letter(item, now_ms=1)
     assert [name for name, _ in record.headers] == ["traceparent", *DEAD_LETTER_HEADERS]

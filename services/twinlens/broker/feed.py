@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 from kafka import KafkaProducer
+from kafka.errors import MessageSizeTooLargeError
 
 from twinlens.broker.client import new_producer
+from twinlens.errors import AskUser
 from twinlens.fields import field_at
 from twinlens.settings import KafkaSettings
 
@@ -32,18 +34,24 @@ def feed(
     """Send `lines` (one record each, as they are) until they end or `go_on(sent)` says no; returns how many.
 
     `rate` is in records per second, 0 for no limit. `go_on` is asked before every record. The key is the value of
-    `key_field`, where a line is a JSON object that has it.
+    `key_field`, where a line is a JSON object that has it. AskUser where a record is too large or not acknowledged.
     """
     sent = 0
+    failed: list[Exception] = []
     start = time.monotonic()
     for line in lines:
         if not go_on(sent):
             break
         if rate > 0 and (ahead := sent / rate - (time.monotonic() - start)) > TICK_S:
             time.sleep(ahead)
-        producer.send(topic, line, key=key_of(line, key_field))
+        try:
+            producer.send(topic, line, key=key_of(line, key_field)).add_errback(failed.append)
+        except MessageSizeTooLargeError:
+            raise AskUser(f"Line {sent + 1} has {len(line):,} bytes; raise kafka.max_request_bytes.") from None
         sent += 1
     producer.flush(timeout=60)
+    if failed:
+        raise AskUser(f"{len(failed)} of {sent} records were not acknowledged by Kafka ({failed[0]!r}).")
     return sent
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import structlog
 from kafka import ConsumerGroupMetadata, ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.errors import CommitFailedError, KafkaError
+from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from twinlens.broker.client import new_consumer
 from twinlens.settings import Settings
-from twinlens.window import Backlog, Item, Partition, Window
+from twinlens.window import Abandoned, Backlog, Item, Partition, Window
 
 log = structlog.get_logger(__name__)
 
@@ -46,8 +46,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         self._release_budget_s = kafka.session_timeout_ms / 3000 if exactly_once else 0.0
         self._stopping = threading.Event()
         self._errands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._later: list[Callable[[], None]] = []  # errands to try again after the next poll
         self._epochs: dict[Partition, int] = {}  # epoch under which the consumer's position was set
-        self._paused = False
         self._consumer: KafkaConsumer = new_consumer(
             kafka,
             client_id=client_id,
@@ -69,8 +69,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
                 self._pause_or_resume()
                 self._hand_over(self._consumer.poll(POLL_MS))
                 self._run_errands()
+            self._run_errands()  # what was published while the last poll ran
         finally:
-            self._run_errands()
             self._consumer.close(autocommit=False, timeout_ms=5_000)
 
     def stop(self) -> None:
@@ -81,12 +81,10 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         """Member and generation as of now (KIP-447). Read it before asking whether a window is still current."""
         return self._consumer.group_metadata()
 
-    def read_again(self, first_offsets: Mapping[Partition, int]) -> None:
-        """Go back to the committed offsets; to `first_offsets` where there is none yet.
-
-        The caller has invalidated these partitions in the backlog.
-        """
-        self._errands.put(lambda: self._seek_back(first_offsets))
+    def read_again(self, abandoned: Mapping[Partition, Abandoned]) -> None:
+        """Go back to the committed offsets; to the abandoned window's first ones where there is none yet."""
+        for partition, what in abandoned.items():
+            self._errands.put(lambda partition=partition, what=what: self._seek_back(partition, what))  # type: ignore[misc]
 
     def commit(self, window: Window) -> None:
         """Commit a window's offsets outside a transaction (at-least-once delivery)."""
@@ -97,7 +95,6 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         for partition in map(_key, assigned):
             self._epochs[partition] = self._backlog.epoch(partition)
-        self._paused = False  # new partitions start unpaused; the next turn of the loop decides again
         log.info("partitions assigned", partitions=sorted(p for _, p in self._epochs))
 
     def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
@@ -122,17 +119,17 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
                 self._backlog.fill(key, epoch, self._decode(records))
 
     def _pause_or_resume(self) -> None:
-        full = self._backlog.full
-        if full == self._paused:
-            return
-        partitions = self._consumer.assignment()
-        if full:
-            self._consumer.pause(*partitions)
-        else:
-            self._consumer.resume(*partitions)
-        self._paused = full
+        paused = self._consumer.paused()
+        if self._backlog.full:
+            if running := self._consumer.assignment() - paused:
+                self._consumer.pause(*running)
+        elif paused:
+            self._consumer.resume(*paused)
 
     def _run_errands(self) -> None:
+        for errand in self._later:
+            self._errands.put(errand)
+        self._later.clear()
         while True:
             try:
                 errand = self._errands.get_nowait()
@@ -140,17 +137,22 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
                 return
             errand()
 
-    def _seek_back(self, first_offsets: Mapping[Partition, int]) -> None:
-        owned = self._consumer.assignment()
-        for key, first_offset in first_offsets.items():
-            partition = TopicPartition(*key)
-            if partition not in owned:
-                continue  # its next owner reads it again
-            committed = self._consumer.committed(partition, timeout_ms=10_000)
-            offset = first_offset if committed is None else committed
-            self._consumer.seek(partition, offset)
-            self._epochs[key] = self._backlog.epoch(key)
-            log.info("reading again", partition=partition.partition, offset=offset)
+    def _seek_back(self, key: Partition, abandoned: Abandoned) -> None:
+        partition = TopicPartition(*key)
+        if partition not in self._consumer.assignment() or self._backlog.epoch(key) != abandoned.epoch:
+            return  # given up since then: whoever is assigned it reads from the committed offset
+        try:
+            committed = self._consumer.committed(partition, timeout_ms=5_000)
+        except KafkaError as error:
+            # Meanwhile the epoch keeps what is polled of this partition out of the backlog.
+            log.warning("committed offset not known yet", partition=partition.partition, error=repr(error))
+            if not self._stopping.is_set():
+                self._later.append(lambda: self._seek_back(key, abandoned))
+            return
+        offset = abandoned.first_offset if committed is None else committed
+        self._consumer.seek(partition, offset)
+        self._epochs[key] = abandoned.epoch
+        log.info("reading again", partition=partition.partition, offset=offset)
 
     def _commit(self, window: Window) -> None:
         try:
@@ -159,7 +161,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
                     {TopicPartition(*p): OffsetAndMetadata(o, "", -1) for p, o in window.next_offsets.items()},
                     timeout_ms=10_000,
                 )
-        except (CommitFailedError, KafkaError) as error:
+        except KafkaError as error:
             # At least once: the records are out; without a commit they will be published again.
             log.warning("offsets not committed", error=repr(error))
         finally:

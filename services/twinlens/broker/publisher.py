@@ -56,13 +56,25 @@ class _Producing:
         return 0.0 if since is None else time.monotonic() - since
 
     def _send(self, producer: KafkaProducer, records: Sequence[OutgoingRecord]) -> list[Any]:
-        try:
-            return [producer.send(r.topic, r.value, r.key, r.headers, r.partition) for r in records]
-        except MessageSizeTooLargeError as error:
-            raise ReplaceReplica(
-                f"an output record is larger than kafka.max_request_bytes ({error}); raise it, and max.message.bytes "
-                "of the output topics with it"
-            ) from error
+        """Futures of all records. Raises KafkaError where one was refused before it reached the transaction."""
+        futures = []
+        for record in records:
+            try:
+                future = producer.send(record.topic, record.value, record.key, record.headers, record.partition)
+            except MessageSizeTooLargeError as error:
+                raise ReplaceReplica(
+                    f"a record for {record.topic} is larger than kafka.max_request_bytes ({error}); raise it, and "
+                    "max.message.bytes of the output topics with it"
+                ) from error
+            except ValueError as error:
+                raise ReplaceReplica(
+                    f"{record.topic} takes no record for partition {record.partition} ({error}); outputs need as many "
+                    "partitions as the input"
+                ) from error
+            if future.failed():
+                raise future.exception
+            futures.append(future)
+        return futures
 
 
 class TransactionalPublisher(_Producing):
@@ -111,11 +123,14 @@ class TransactionalPublisher(_Producing):
         except (KafkaError, RedoWindow) as error:
             self._abort(error)
             raise RedoWindow(f"the transaction was aborted: {error!r}") from error
+        except ReplaceReplica as error:
+            self._abort(error)
+            raise
         finally:
             self._busy_since = None
 
     def close(self) -> None:
-        self._producer.close(timeout=5)
+        _close(self._producer, timeout_s=5)
 
     def _abort(self, reason: Exception) -> None:
         log.warning("transaction aborted", reason=repr(reason))
@@ -123,7 +138,7 @@ class TransactionalPublisher(_Producing):
             self._producer.abort_transaction()
         except KafkaError as error:
             log.warning("producer replaced", reason=repr(error))
-            self._producer.close(timeout=0)
+            _close(self._producer, timeout_s=1)
             try:
                 self._producer = self._new_producer()
             except (AskUser, KafkaError) as fatal:
@@ -144,7 +159,7 @@ class TransactionalPublisher(_Producing):
 class AtLeastOncePublisher(_Producing):
     """Outputs first, offsets afterwards: a crash in between publishes a window twice.
 
-    `commit` is handed the claim of a window whose outputs are all acknowledged.
+    The offsets are committed by the intake thread (`Intake.commit`) once `publish` has returned.
     """
 
     def __init__(self, settings: Settings, client_id: str) -> None:
@@ -169,7 +184,16 @@ class AtLeastOncePublisher(_Producing):
             self._busy_since = None
 
     def close(self) -> None:
-        self._producer.close(timeout=5)
+        _close(self._producer, timeout_s=5)
+
+
+def _close(producer: KafkaProducer, timeout_s: float) -> None:
+    """Close also a producer that cannot flush any more: what it holds will be published by another one."""
+    try:
+        producer.close(timeout=timeout_s)
+    except KafkaError as error:
+        log.warning("producer closed with records in hand", reason=repr(error))
+        producer._sender.force_close()
 
 
 def _throughput(settings: Settings) -> dict[str, Any]:

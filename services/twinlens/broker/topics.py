@@ -10,7 +10,7 @@ from kafka.errors import KafkaError, TopicAlreadyExistsError
 
 from twinlens.broker.client import asking_user, new_admin
 from twinlens.errors import AskUser
-from twinlens.settings import Settings
+from twinlens.settings import KafkaSettings, Settings
 
 DAY_MS = 24 * 60 * 60 * 1000
 
@@ -79,6 +79,18 @@ def check(settings: Settings) -> int:
             "Recreate them, or name other outputs under `topics`."
         )
     return wanted
+
+
+def check_exists(kafka: KafkaSettings, topic: str) -> None:
+    """AskUser when there is no such topic."""
+    admin = new_admin(kafka)
+    try:
+        with asking_user(kafka):
+            names = admin.list_topics()
+    finally:
+        admin.close()
+    if topic not in names:
+        raise AskUser(f"There is no topic {topic!r}. Create it with `twinlens topics create`, or give another --topic.")
 
 
 def _config(settings: Settings, name: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from twinlens.broker import topics
 from twinlens.broker.feed import feed, new_feed_producer
 from twinlens.cli.options import BrokersOption, ConfigOption, load_settings
 from twinlens.errors import AskUser
@@ -34,6 +35,8 @@ def produce(
     settings = load_settings(config, bootstrap_servers)
     lines = read_lines(source)
     total = limit if source == "-" else min(_count_lines(Path(source)), limit or sys.maxsize)
+    target = topic or settings.topics.input
+    topics.check_exists(settings.kafka, target)
     producer = new_feed_producer(settings.kafka)
     columns = (
         TextColumn("{task.description}"),
@@ -42,7 +45,6 @@ def produce(
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    target = topic or settings.topics.input
     try:
         with Progress(*columns, console=Console(stderr=True)) as progress:
             task = progress.add_task(f"producing to {target}", total=total)
@@ -77,5 +79,7 @@ def _lines(stream: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _count_lines(path: Path) -> int:
+    if not path.is_file():
+        return sys.maxsize  # a pipe can be read only once
     with path.open("rb") as file:
         return sum(1 for line in file if line.strip())

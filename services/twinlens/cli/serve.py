@@ -42,13 +42,13 @@ def serve(
     for each in schema["applications"]:
         if each.get("import_path") == IMPORT_PATH:
             _check(Settings.load(each.get("args") or {}))
+    names = [each.get("name", "default") for each in schema["applications"]]
     with _cluster(address, verbose=verbose):
-        names = deploy_config(schema, lambda line: typer.echo(line, err=True))
-        http = schema["http_options"]
-        typer.echo(
-            f"twinlens serves {', '.join(names)} at http://{http['host']}:{http['port']} (Ctrl-C stops)", err=True
-        )
         try:
+            deploy_config(schema, lambda line: typer.echo(line, err=True))
+            http = schema["http_options"]
+            served = f"http://{http['host']}:{http['port']}"
+            typer.echo(f"twinlens serves {', '.join(names)} at {served} (Ctrl-C stops)", err=True)
             while True:
                 time.sleep(2)
         except KeyboardInterrupt:
@@ -56,7 +56,7 @@ def serve(
         finally:
             from ray import serve as ray_serve  # noqa: PLC0415
 
-            for name in names:
+            for name in set(names) & set(ray_serve.status().applications):
                 ray_serve.delete(name)
 
 
@@ -88,11 +88,11 @@ def _connected(address: str) -> Any:
         ray.shutdown()
 
 
-def deploy_config(schema: dict[str, Any], say: Callable[[str], None]) -> list[str]:
+def deploy_config(schema: dict[str, Any], say: Callable[[str], None]) -> None:
     """Deploy a config file as `serve run` does (ray/serve/scripts.py) and wait until every application runs.
 
-    Unlike `serve.run` it leaves replicas alone whose deployment changed in nothing but `user_config`. Returns the
-    names of the applications. AskUser when one of them cannot be deployed.
+    Unlike `serve.run` it leaves replicas alone whose deployment changed in nothing but `user_config`. AskUser when an
+    application cannot be deployed.
     """
     import ray.serve._private.api as private  # noqa: PLC0415 - there is no public call that takes a config file
     from ray.serve.config import ProxyLocation  # noqa: PLC0415
@@ -107,9 +107,7 @@ def deploy_config(schema: dict[str, Any], say: Callable[[str], None]) -> list[st
         http_options=config.http_options.model_dump(), proxy_location=ProxyLocation(config.proxy_location)
     )
     client.deploy_apps(config, _blocking=False)
-    names = [each.name for each in config.applications]
-    _wait_until_running(names, say)
-    return names
+    _wait_until_running([each.name for each in config.applications], say)
 
 
 def _wait_until_running(names: list[str], say: Callable[[str], None]) -> None:

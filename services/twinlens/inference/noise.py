@@ -56,4 +56,6 @@ class NoiseFloor:
         )
         scores = [apply_function(seen.facts.function, logits) for logits in (first[0], other[0])]
         count = min(len(scores[0]), len(scores[1]))
-        self._largest.append(float(np.abs(scores[0][-count:] - scores[1][-count:]).max()))
+        largest = float(np.abs(scores[0][-count:] - scores[1][-count:]).max())
+        if np.isfinite(largest):
+            self._largest.append(largest)

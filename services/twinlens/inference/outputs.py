@@ -2,7 +2,7 @@
 
 Records stand in the order of their source offsets per partition; key and headers (a `traceparent` among them) pass
 through untouched. A refused record becomes a dead letter: original bytes, key and headers, with the reason added as
-headers named `twinlens.*`.
+headers named `twinlens.*`; only a value too large for `kafka.max_request_bytes` is cut, and says so.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from twinlens.records import (
 )
 from twinlens.settings import Settings
 from twinlens.window import Headers, Item
+
+SPARE_BYTES = 4_096  #: of `kafka.max_request_bytes`, for what surrounds a dead letter
 
 
 class OutputWriter:
@@ -77,6 +79,12 @@ class OutputWriter:
         value = item.value
         if value is None and item.key is None:  # Kafka takes no record with neither; the reason says it was a tombstone
             value = b""
+        # Kafka must take it, or a record that cannot be read would stop the stream after all.
+        taken = len(item.key or b"") + sum(len(name) + len(held) for name, held in item.headers + added) + SPARE_BYTES
+        room = max(0, self._settings.kafka.max_request_bytes - taken)
+        if value is not None and len(value) > room:
+            added.append(("twinlens.cut_from_bytes", str(len(value)).encode()))
+            value = value[:room]
         return OutgoingRecord(self._topics.dlq, item.partition, item.key, value, item.headers + added)
 
 

@@ -15,7 +15,7 @@ from transformers import TextClassificationPipeline, pipeline
 
 from twinlens.inference.model import LoadedModel
 from twinlens.inference.observations import Batch, Observations, PathFacts, bisect, error_of, resolve_function
-from twinlens.inference.raw import NON_FINITE, was_truncated
+from twinlens.inference.raw import NON_FINITE, cut_tokens
 from twinlens.records import LabelScore
 from twinlens.settings import PredictSettings
 from twinlens.window import Item
@@ -35,7 +35,7 @@ class ObservedPipeline(TextClassificationPipeline):  # type: ignore[misc]
             {
                 "input_ids": encoded["input_ids"][0].tolist(),
                 "mask_count": int(encoded["attention_mask"].sum()) if "attention_mask" in encoded else -1,
-                "truncated": was_truncated(self.tokenizer, encoded, 0, inputs),
+                "truncated": cut_tokens(self.tokenizer, encoded, 0, inputs) > 0,
                 "logits": None,
             }
         )

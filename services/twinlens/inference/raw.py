@@ -37,7 +37,7 @@ class RawTokenizer:
             self._arguments["max_length"] = min(settings.max_length or model.max_tokens, model.max_tokens)
 
     def tokenize(self, items: Sequence[Item]) -> None:
-        """Fill `inputs` and `truncated` of every item; where the tokenizer raises, `token_error`."""
+        """Fill `inputs` and `cut_tokens` of every item; where the tokenizer raises, `token_error`."""
 
         def run(rows: Sequence[int]) -> None:
             chosen = [items[row] for row in rows]
@@ -45,7 +45,7 @@ class RawTokenizer:
             names = [name for name in encoded if name != "attention_mask"]
             for position, item in enumerate(chosen):
                 item.inputs = {name: encoded[name][position] for name in names}
-                item.truncated = self._was_truncated(encoded, position, item)
+                item.cut_tokens = self._cut_tokens(encoded, position, item)
 
         def fail(row: int, error: Exception) -> None:
             items[row].token_error = error
@@ -53,19 +53,20 @@ class RawTokenizer:
         if items:
             bisect(range(len(items)), run, fail)
 
-    def _was_truncated(self, encoded: Any, position: int, item: Item) -> bool:
+    def _cut_tokens(self, encoded: Any, position: int, item: Item) -> int:
         limit = self._arguments.get("max_length")
-        if limit is None or len(item.inputs["input_ids"]) < limit:
-            return False
-        return was_truncated(self._tokenizer, encoded, position, item.text)
+        if limit is None or item.token_count < limit:
+            return 0
+        return cut_tokens(self._tokenizer, encoded, position, item.text)
 
 
-def was_truncated(tokenizer: Any, encoded: Any, position: int, text: str) -> bool:
-    """Whether tokens of `text` were cut off. Fast tokenizers keep what they cut; slow ones are asked again."""
+def cut_tokens(tokenizer: Any, encoded: Any, position: int, text: str) -> int:
+    """How many tokens of `text` were cut off. Fast tokenizers keep what they cut (with special tokens of its own, so
+    the number is an upper bound); slow ones are asked again."""
     if encoded.encodings is not None:
-        return bool(encoded.encodings[position].overflowing)
+        return sum(len(rest.ids) for rest in encoded.encodings[position].overflowing)
     whole = tokenizer(text, truncation=False, verbose=False)["input_ids"]
-    return len(whole) > len(encoded["input_ids"][position])
+    return len(whole) - len(encoded["input_ids"][position])
 
 
 class RawPath:

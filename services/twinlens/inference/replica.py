@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import queue
 import random
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,13 +21,14 @@ from typing import Any
 import numpy as np
 import structlog
 
+from twinlens.broker import topics
 from twinlens.broker.intake import Intake
 from twinlens.broker.publisher import AtLeastOncePublisher, Publisher, TransactionalPublisher
-from twinlens.errors import RedoWindow, RefuseRecord, ReplaceReplica
+from twinlens.errors import RedoWindow, ReplaceReplica
 from twinlens.inference.batching import CostModel, Limits, split, window_size
 from twinlens.inference.compare import compare
 from twinlens.inference.counting import ComparedWindow
-from twinlens.inference.decode import decode
+from twinlens.inference.decoder import Decoder
 from twinlens.inference.model import load_model, resolve_device
 from twinlens.inference.noise import NoiseFloor
 from twinlens.inference.observations import Observations
@@ -40,37 +42,8 @@ from twinlens.window import Backlog, Item, Window
 log = structlog.get_logger(__name__)
 
 DRAW_TIMEOUT_S = 0.2
-
-
-class Decoder:
-    """ConsumerRecords to items: decode, refuse, tokenize. Used by the intake thread only."""
-
-    def __init__(self, settings: Settings, tokenizer: RawTokenizer) -> None:
-        self._settings = settings.intake
-        self._tokenizer = tokenizer
-
-    def __call__(self, records: Sequence[Any]) -> list[Item]:
-        items = [self._item(record) for record in records]
-        self._tokenizer.tokenize([item for item in items if item.refusal is None])
-        return items
-
-    def _item(self, record: Any) -> Item:
-        value: bytes | None = record.value
-        item = Item(
-            topic=record.topic,
-            partition=record.partition,
-            offset=record.offset,
-            timestamp_ms=record.timestamp,
-            key=record.key,
-            headers=list(record.headers),
-            size_bytes=len(value or b""),
-        )
-        try:
-            tweet = decode(value, self._settings, f"{record.topic}/{record.partition}/{record.offset}")
-            item.id, item.text = tweet
-        except RefuseRecord as refusal:
-            item.refusal, item.value = refusal, value
-        return item
+LEAVE_S = 10.0  #: for the intake thread to leave the group
+MAX_REDONE = 12  #: aborted windows in a row, some 15 s, after which another replica shall try
 
 
 @dataclass
@@ -92,6 +65,7 @@ class Replica:
         self._settings = settings
         self._batching = settings.batching
         self._predict = settings.predict
+        topics.check(settings)
         device = resolve_device(settings.device)
         raw_model = load_model(*settings.model_of(settings.raw), settings.raw.dtype, device)
         same = (settings.model_of(settings.raw), settings.raw.dtype) == (
@@ -115,6 +89,7 @@ class Replica:
         self._compared: queue.Queue[ComparedWindow | None] = queue.Queue(maxsize=1)
         self._changes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = False
+        self._stop_lock = threading.Lock()
         self._threads = [
             WatchedThread("intake", self._intake.run),
             WatchedThread("compute", self._compute),
@@ -127,8 +102,11 @@ class Replica:
 
     def stop(self, timeout_s: float = 30.0) -> None:
         """Finish and commit the windows in hand, leave the group, end the threads. A second call does nothing."""
-        if self._stopping:
-            return
+        with self._stop_lock:  # a second caller waits, lest the process ends in the middle of a commit
+            if not self._stopping:
+                self._stop(timeout_s)
+
+    def _stop(self, timeout_s: float) -> None:
         self._stopping = True
         self._backlog.close()
         _, compute, publish = self._threads
@@ -137,7 +115,7 @@ class Replica:
             if not thread.join(max(0.0, deadline - time.monotonic())):
                 log.warning("thread did not end in time; its window will be read again", thread=thread.name)
         self._intake.stop()
-        self._threads[0].join(max(1.0, deadline - time.monotonic()))
+        self._threads[0].join(LEAVE_S)
         self._publisher.close()
         log.info("replica stopped", replica=self.name)
 
@@ -178,28 +156,38 @@ class Replica:
 
     def _publish(self) -> None:
         """The publish thread: one transaction per window, in order."""
+        redone = 0  # windows in a row that were ours and could not be committed
         while (done := self._compared.get()) is not None:
             window = done.window
-            records = self._writer.records(done, now_ms=time.time_ns() // 1_000_000)
             try:
-                if not self._backlog.current(window):
-                    raise RedoWindow("its partitions were revoked")
-                self._publisher.publish(records, window.next_offsets, lambda w=window: self._claim(w))  # type: ignore[misc]
+                self._commit(done)
             except RedoWindow as reason:
-                log.warning(
-                    "window will be read again", window=window.number, records=len(window.items), reason=str(reason)
-                )
-                self._intake.read_again(self._backlog.abandon(window))
+                log.warning("window will be read again", window=window.number, reason=str(reason))
+                abandoned = self._backlog.abandon(window)
+                self._intake.read_again(abandoned)
                 self._backlog.finish(window)
-                continue
-            if self._commit_outside is None:
-                self._backlog.finish(window)
+                redone += bool(abandoned)
+                if redone >= MAX_REDONE:
+                    raise ReplaceReplica(f"{redone} windows in a row could not be committed: {reason}") from reason
+                time.sleep(min(0.05 * 2**redone, 2.0) if abandoned else 0)  # a broker in trouble gets a pause
             else:
-                self._commit_outside(window)
+                redone = 0
+
+    def _commit(self, done: ComparedWindow) -> None:
+        """Publish a window and its offsets. Raises RedoWindow when it is no longer ours or was aborted."""
+        window = done.window
+        if not self._backlog.current(window):
+            raise RedoWindow("its partitions were revoked")
+        records = self._writer.records(done, now_ms=time.time_ns() // 1_000_000)
+        self._publisher.publish(records, window.next_offsets, lambda: self._claim(window))
+        if self._commit_outside is None:
+            self._backlog.finish(window)
+        else:
+            self._commit_outside(window)
 
     def _claim(self, window: Window) -> Any | None:
         metadata = self._intake.group_metadata()
-        return metadata if self._backlog.current(window) else None
+        return metadata if is_member(metadata) and self._backlog.current(window) else None
 
     def _take(self, candidates: Sequence[Item]) -> int:
         """How many of the waiting items fit into what is left of the oldest one's latency objective."""
@@ -215,7 +203,9 @@ class Replica:
         lengths = [item.token_count for item in tweets]
         raw_limits = _limits(self._settings.raw, paths.raw.can_batch)
         raw = paths.raw.observe(tweets, split(lengths, paths.raw_cost, raw_limits))
-        shorter = [min(length, paths.predict.max_tokens) for length in lengths]
+        whole = [item.token_count + item.cut_tokens for item in tweets]
+        most = paths.predict.max_tokens if self._predict.truncation else max(whole, default=0)
+        shorter = [min(length, most) for length in whole]
         predict_limits = _limits(self._predict, paths.predict.can_batch)
         predict = paths.predict.observe(tweets, split(shorter, paths.predict_cost, predict_limits))
         for cost, batches in ((paths.raw_cost, raw.batches), (paths.predict_cost, predict.batches)):
@@ -248,3 +238,9 @@ class Replica:
 def _limits(path: PathSettings, can_batch: bool) -> Limits:
     """Without a padding token texts go one by one, as the stock pipeline demands."""
     return Limits(path.max_batch_items if can_batch else 1, path.max_batch_tokens)
+
+
+def is_member(metadata: Any) -> bool:
+    """Whether group metadata names a member. Between an eviction and its callback it does not, and a broker that is
+    handed such metadata checks nothing: the commit of somebody else's partitions would go through."""
+    return metadata.generation_id >= 0 and bool(metadata.member_id)

@@ -18,6 +18,7 @@ from kafka.errors import KafkaError
 
 from twinlens.broker.client import new_consumer
 from twinlens.broker.lag import LagProbe
+from twinlens.errors import AskUser
 from twinlens.monitor.divergence import State
 from twinlens.monitor.statistics import RateDetector
 from twinlens.monitor.summary import Summary, summary
@@ -135,16 +136,18 @@ class Monitor:
 
     def _watch_lag(self) -> None:
         """The lag thread: on clients of its own, since a broker that is away must not hold up the fold."""
-        probe = LagProbe(self._settings)
+        probe: LagProbe | None = None
         try:
             while not self._stopping.wait(LAG_PERIOD_S):
                 try:
+                    probe = probe or LagProbe(self._settings)
                     self._lag = probe.lag()
-                except KafkaError as error:
+                except (KafkaError, AskUser) as error:
                     self._lag = None
                     log.warning("lag is not known", error=repr(error))
         finally:
-            probe.close()
+            if probe is not None:
+                probe.close()
 
 
 def now_ms() -> int:
