@@ -1,4 +1,4 @@
-"""The first stage: ConsumerRecords to items. Decodes, refuses, and tokenizes for the raw path: lengths are known early."""
+"""The first stage: ConsumerRecords to items. Decodes, refuses, and tokenizes for the raw path."""
 
 from __future__ import annotations
 
