@@ -211,3 +211,24 @@ def test_a_model_without_a_classifier_head_is_said_before_anything_starts(addres
     assert done.returncode == 2
     assert b"no classifier head" in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+def test_audit_exits_with_1_when_tweets_are_missing(address: str, tmp_path: Path) -> None:
+    from kafka import TopicPartition
+    from kafka.structs import OffsetAndMetadata
+
+    from tests.integration.helpers import produce
+    from twinlens.broker.client import new_consumer
+    from twinlens.cli.options import load_settings
+
+    path = write_config(tmp_path, address, free_port())
+    assert twinlens("topics", "create", "-c", str(path), "--partitions", "1").returncode == 0
+    settings = load_settings(path)
+    produce(settings, [(None, line, []) for line in lines(3)])
+    consumer = new_consumer(settings.kafka, group_id=settings.group_id)
+    consumer.commit({TopicPartition(settings.topics.input, 0): OffsetAndMetadata(2, "", -1)})
+    consumer.close()
+    done = twinlens("audit", "-c", str(path), "--json")
+    assert done.returncode == 1, done.stderr.decode()
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert (report["consumed"], report["missing"]) == (2, 2), "the third one is not committed yet"
