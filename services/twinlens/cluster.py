@@ -12,7 +12,6 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 OBJECT_STORE_BYTES = 100 * 1024 * 1024  #: twinlens puts nothing there
 
@@ -54,24 +53,8 @@ def local_cluster(num_cpus: int | None = None, *, verbose: bool = False) -> Iter
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def start_http(host: str = "127.0.0.1", port: int | None = None) -> int:
-    """Start Serve's proxy on `host`; returns the port (a free one by default)."""
-    from ray import serve  # noqa: PLC0415
-
-    chosen = port if port is not None else free_port()
-    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": chosen})
-    return chosen
-
-
 def free_port() -> int:
     """A loopback port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def run(app: Any, name: str) -> Any:
-    """Deploy `app` and wait until it runs; returns its handle."""
-    from ray import serve  # noqa: PLC0415
-
-    return serve.run(app, name=name, route_prefix="/", logging_config={"log_level": "WARNING"})

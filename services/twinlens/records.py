@@ -99,7 +99,7 @@ class LogitsRecord(Record, frozen=True):
     token_count: int = 0  #: tokens of the text after truncation, special tokens included, padding excluded
     truncated: bool = False
     batch: BatchProvenance | None = None
-    cls: list[float] | None = None  #: last hidden state at position 0, when `raw.publish_cls` is on
+    cls: list[float] | None = None  #: last hidden state of the first token, when `raw.publish_cls` is on
     error: PathError | None = None
 
 
@@ -153,7 +153,7 @@ class DivergenceRecord(Record, frozen=True):
     raw: PathView
     predict: PathView
     tolerance: float  #: score tolerance in force: the configured one or the noise floor, whichever is larger
-    score_delta: float | None = None  #: |raw score - predict score| of the raw path's label
+    score_delta: float | None = None  #: |raw score - predict score|, each of its own label on top
     margin: float | None = None  #: raw path: highest logit minus second highest
     logits_delta: float | None = None  #: largest |raw logit - predict logit|
     text: str | None = None  #: the tweet's first characters, see `output.divergence_text_chars`

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from ray import serve
 
+from tests.serving import start_http
 from twinlens.app import application
 from twinlens.broker import topics
 from twinlens.broker.embedded import embedded_broker
-from twinlens.cluster import local_cluster, start_http
+from twinlens.cluster import local_cluster
 from twinlens.settings import Settings
 
 
