@@ -38,7 +38,8 @@ def _title(view: View, status: str) -> RenderableType:
     if summary.alert_active:
         alert = summary.alerts[-1]
         line.append(
-            f"\nALERT: the divergence rate exceeds its limit ({_percent(alert.rate)} in the last minute)", "bold red"
+            f"\nALERT: the divergence rate exceeds its limit ({_percent(alert.rate)} in the minute before it)",
+            "bold red",
         )
     elif summary.alerts:
         line.append(f"\n{len(summary.alerts)} past alert(s)", "yellow")
