@@ -14,6 +14,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from twinlens.broker.embedded import die_with_parent
+
 PROPERTIES = """
 process.roles=broker,controller
 node.id=1
@@ -59,7 +61,13 @@ def apache_kafka(home: Path) -> Iterator[str]:
     log = (folder / "broker.log").open("wb")
     subprocess.run([*java, "kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)], check=True,
                    stdout=log, stderr=log)  # fmt: skip
-    process = subprocess.Popen([*java, "kafka.Kafka", str(properties)], stdout=log, stderr=log, cwd=folder)
+    process = subprocess.Popen(
+        [*java, "kafka.Kafka", str(properties)],
+        stdout=log,
+        stderr=log,
+        cwd=folder,
+        preexec_fn=die_with_parent,  # noqa: PLW1509
+    )
     try:
         _wait(process, port, folder / "broker.log")
         yield f"127.0.0.1:{port}"

@@ -44,7 +44,7 @@ def embedded_broker() -> Iterator[str]:
             stdin=subprocess.DEVNULL,
             cwd=folder,
             start_new_session=True,  # Ctrl-C in the terminal must not take the broker before its readers
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - one call into libc, no lock is taken
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - one call into libc, no lock is taken
         )
     try:
         _wait_until_it_listens(process, port, folder / "broker.log")
@@ -66,7 +66,7 @@ def _binary() -> str:
     return str(found)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Even `kill -9` of the parent leaves no broker behind (Linux only; elsewhere the `finally` above does it)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

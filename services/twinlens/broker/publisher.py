@@ -89,9 +89,10 @@ class TransactionalPublisher(_Producing):
        string is the transactional id, so that a successor can find the transaction that holds them back.
     5. `commit_transaction`: flushes step 2 and writes the commit markers; `read_committed` readers see the window.
 
-    Anything that fails before the markers are written aborts the transaction and raises RedoWindow: the outputs stay
-    invisible, the offsets stay where they were. A producer that was fenced or cannot abort is replaced by a new one
-    under a new transactional id; the broker aborts what the old one left after `transaction_timeout_ms`.
+    Anything that fails before the markers are written aborts the transaction: the outputs stay invisible, the offsets
+    stay where they were. RedoWindow asks for another try, ReplaceReplica says that none would help. A producer that was
+    fenced or cannot abort is replaced by a new one under a new transactional id; the broker aborts what the old one left
+    after `transaction_timeout_ms`.
     The calls of steps 4 and 5 wait without a limit of their own: `busy_s` lets the health check bound them.
     """
 

@@ -10,6 +10,7 @@ import typer
 from twinlens import __version__
 from twinlens.cli import audit, demo, doctor, produce, serve, topics, watch
 from twinlens.errors import AskUser
+from twinlens.logs import configure_logging
 
 app = typer.Typer(
     name="twinlens",
@@ -46,6 +47,7 @@ def _root(
 
 def main() -> None:
     """Entry point. What a person must mend is one sentence and exit code 2; Ctrl-C is 130."""
+    configure_logging()
     try:
         app()
     except AskUser as error:

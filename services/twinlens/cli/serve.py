@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -70,15 +71,20 @@ def _check(settings: Settings) -> None:
 
 
 def _cluster(address: str | None, *, verbose: bool) -> contextlib.AbstractContextManager[None]:
-    return local_cluster(verbose=verbose) if address is None else _connected(address)
+    return local_cluster(verbose=verbose) if address is None else _connected(address, verbose=verbose)
 
 
 @contextlib.contextmanager
-def _connected(address: str) -> Any:
+def _connected(address: str, *, verbose: bool) -> Any:
     import ray  # noqa: PLC0415
 
     try:
-        ray.init(address=address, namespace="twinlens")
+        ray.init(
+            address=address,
+            namespace="twinlens",
+            log_to_driver=verbose,
+            logging_level=logging.WARNING if verbose else logging.ERROR,
+        )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise AskUser(f"No Ray cluster answers at {address} ({str(error).splitlines()[0]}).") from None
     terminate_like_ctrl_c()  # once more: ray.init() puts a handler of its own in place

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -96,6 +96,8 @@ class DemoSession:
 
     def _look(self) -> View:
         for thread in self._threads:
+            if isinstance(thread.error, AskUser):
+                raise thread.error
             thread.check()
         view = msgspec.json.decode(self._handle.view.remote().result(timeout_s=30), type=View)
         window = view.summary.windows[ALL]
@@ -118,11 +120,7 @@ class DemoSession:
         if self._console.is_terminal:
             with Live(console=self._console, auto_refresh=False, transient=True) as live:
                 yield lambda view, status: live.update(render(view, status), refresh=True)
-                view = None
-                with suppress(AskUser):
-                    view = self._look()
-            if view is not None:
-                self._console.print(render(view))
+            self._console.print(render(self._look()))
             return
         said = [0.0]
 

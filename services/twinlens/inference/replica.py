@@ -54,11 +54,11 @@ class Paths:
     predict: PredictPath
     raw_cost: CostModel
     predict_cost: CostModel
-    seconds_per_token: float = 1e-4  #: both paths together, exponentially weighted; corrected by the first window
+    seconds_per_token: float = 1e-4  #: both paths together, exponentially weighted; each window corrects it
 
 
 class Replica:
-    """Wires the stages together. `name` is unique among living replicas; `cpus` bounds torch's threads."""
+    """Wires the stages together. `name` is unique among living replicas."""
 
     def __init__(self, settings: Settings, name: str) -> None:
         self.name = name
