@@ -91,8 +91,8 @@ class TransactionalPublisher(_Producing):
 
     Anything that fails before the markers are written aborts the transaction: the outputs stay invisible, the offsets
     stay where they were. RedoWindow asks for another try, ReplaceReplica says that none would help. A producer that was
-    fenced or cannot abort is replaced by a new one under a new transactional id; the broker aborts what the old one left
-    after `transaction_timeout_ms`.
+    fenced or cannot abort is replaced by a new one under a new transactional id; the broker aborts what the old one
+    left after `transaction_timeout_ms`.
     The calls of steps 4 and 5 wait without a limit of their own: `busy_s` lets the health check bound them.
     """
 
