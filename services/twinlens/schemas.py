@@ -66,6 +66,9 @@ DEAD_LETTER_HEADERS: Final[dict[str, Schema]] = {
     "twinlens.refused_at_ms": {"description": "Wall clock when the transaction began.", "pattern": "^[0-9]+$"},
     "twinlens.application": {"description": "The setting `application`."},
 }
+CUT_HEADER: Final[dict[str, Schema]] = {
+    "twinlens.cut_from_bytes": {"description": "Only where the value was cut: its length.", "pattern": "^[0-9]+$"}
+}
 
 
 def example_records() -> dict[str, Record]:
@@ -208,8 +211,14 @@ def _message(name: str, payload_schema: Schema, headers: Schema, key: Schema, pa
 
 def _dead_letter() -> Schema:
     added = {name: {"type": "string", **schema} for name, schema in DEAD_LETTER_HEADERS.items()}
-    headers = {"type": "object", "properties": {"traceparent": TRACEPARENT, **added}, "required": list(added)}
-    value = {"description": "The refused record's bytes, untouched, or null. A tombstone without a key has no bytes."}
+    headers = {
+        "type": "object",
+        "properties": {"traceparent": TRACEPARENT, **added, **CUT_HEADER},
+        "required": list(added),
+    }
+    value = {
+        "description": "The refused record's bytes (see twinlens.cut_from_bytes), or null. A tombstone without a key has no bytes."
+    }
     message = _message("DeadLetter", value, headers, SOURCE_KEY, payload='{"id": "71", "text": "half of it')
     detail = "Unterminated string starting at: line 1 column 22 (char 21)"
     values = ("not_json", detail, "tweets", "3", "1043", "1767225599000", "1767225600000", "twinlens")

@@ -185,6 +185,21 @@ def test_at_least_once_publishes_and_commits(new_settings: NewSettings) -> None:
     assert len(found["logits"]) == len(found["predictions"]) == count
 
 
+@pytest.mark.parametrize("compression", ["gzip", "snappy", "lz4", "zstd"])
+def test_input_may_be_compressed(new_settings: NewSettings, compression: str) -> None:
+    from kafka.codec import has_gzip, has_lz4, has_snappy, has_zstd
+
+    from twinlens.broker.client import new_producer
+
+    assert {"gzip": has_gzip, "snappy": has_snappy, "lz4": has_lz4, "zstd": has_zstd}[compression]()
+    settings = new_settings(partitions=1)
+    producer = new_producer(settings.kafka, compression_type=compression, linger_ms=50)
+    for line in lines(50):
+        producer.send(settings.topics.input, line)
+    producer.close(timeout=10)
+    assert len(run_through(settings, 50)["logits"]) == 50
+
+
 def test_cls_vector_and_all_scores_are_published_on_request(new_settings: NewSettings) -> None:
     settings = new_settings(raw={"publish_cls": True}, predict={"top_k": 3})
     count = produce(settings, [(None, line, []) for line in lines(10)])
