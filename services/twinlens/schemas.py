@@ -216,9 +216,7 @@ def _dead_letter() -> Schema:
         "properties": {"traceparent": TRACEPARENT, **added, **CUT_HEADER},
         "required": list(added),
     }
-    value = {
-        "description": "The refused record's bytes (see twinlens.cut_from_bytes), or null. A tombstone without a key has no bytes."
-    }
+    value = {"description": "The refused record's bytes, whole unless `twinlens.cut_from_bytes` says otherwise."}
     message = _message("DeadLetter", value, headers, SOURCE_KEY, payload='{"id": "71", "text": "half of it')
     detail = "Unterminated string starting at: line 1 column 22 (char 21)"
     values = ("not_json", detail, "tweets", "3", "1043", "1767225599000", "1767225600000", "twinlens")
