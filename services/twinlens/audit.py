@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 from kafka import OffsetSpec, TopicPartition
+from kafka.errors import RetriableError
 
 from twinlens.broker.client import new_admin, new_consumer
 from twinlens.errors import AskUser
@@ -28,6 +29,7 @@ from twinlens.settings import Settings
 
 Coordinates = tuple[int, int]  #: partition and offset on the input topic
 EXAMPLES = 10  #: how many missing or diverging tweets a report shows
+COORDINATOR_S = 15.0  #: for the group's coordinator to be found
 OPEN_GRACE_S = 5.0  #: how much longer than its timeout an open transaction may last
 LIVE_S = 3.0  #: a topic that keeps growing is read this much longer
 QUIET_POLLS = 2  #: the end of a topic is believed after this many empty polls past the end offset
@@ -179,8 +181,16 @@ def _wait_for_open_transactions(settings: Settings) -> None:
 def committed_offsets(settings: Settings) -> dict[int, int]:
     """Committed offset of the group per partition of the input topic."""
     admin = new_admin(settings.kafka)
+    deadline = time.monotonic() + COORDINATOR_S
     try:
-        offsets: Mapping[TopicPartition, Any] = admin.list_group_offsets({settings.group_id: None})[settings.group_id]
+        offsets: Mapping[TopicPartition, Any] | None = None
+        while offsets is None:
+            try:
+                offsets = admin.list_group_offsets({settings.group_id: None})[settings.group_id]
+            except RetriableError:  # on a new cluster the first question makes Kafka create its offsets topic
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
     finally:
         admin.close()
     return {tp.partition: value.offset for tp, value in offsets.items() if tp.topic == settings.topics.input}

@@ -107,7 +107,7 @@ def test_readers_never_see_an_aborted_window(kafka: str) -> None:
 
 
 @pytest.mark.kafka
-def test_a_fenced_producer_is_replaced_and_the_window_redone(kafka: str) -> None:
+def test_a_fenced_producer_is_replaced_and_its_window_goes_through(kafka: str) -> None:
     from twinlens.broker.client import new_producer
 
     settings, member = prepare(kafka)
@@ -115,14 +115,50 @@ def test_a_fenced_producer_is_replaced_and_the_window_redone(kafka: str) -> None
     usurper = new_producer(settings.kafka, transactional_id=publisher._transactional_id)
     try:
         usurper.init_transactions()
-        with pytest.raises(RedoWindow):
-            publisher.publish(window(settings, b"fenced"), up_to(settings, 1), member.group_metadata)
         publisher.publish(window(settings, b"good"), up_to(settings, 1), member.group_metadata)
     finally:
         publisher.close()
         usurper.close()
         member.close()
     assert [record.value for record in published(settings, "logits")["logits"]] == [b"good"]
+    assert committed_offsets(settings) == {0: 1}
+
+
+@pytest.mark.kafka
+def test_a_window_outlives_a_rebalance_that_began_after_its_claim(kafka: str) -> None:
+    from kafka import ConsumerGroupMetadata
+
+    settings, member = prepare(kafka)
+    publisher = TransactionalPublisher(settings, "p")
+    stale = ConsumerGroupMetadata(settings.group_id, 7, "somebody who is no member")
+    claims = iter([stale, stale, member.group_metadata()])
+    try:
+        publisher.publish(window(settings, b"good"), up_to(settings, 1), lambda: next(claims))
+    finally:
+        publisher.close()
+        member.close()
+    assert [record.value for record in published(settings, "logits")["logits"]] == [b"good"]
+    assert committed_offsets(settings) == {0: 1}
+
+
+@pytest.mark.kafka
+def test_a_window_that_is_refused_again_and_again_is_redone(kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kafka import ConsumerGroupMetadata
+
+    from twinlens.broker import publisher as module
+
+    monkeypatch.setattr(module, "PAUSES_S", (0.01,))
+    settings, member = prepare(kafka)
+    publisher = TransactionalPublisher(settings, "p")
+    stale = ConsumerGroupMetadata(settings.group_id, 7, "somebody who is no member")
+    try:
+        with pytest.raises(RedoWindow, match="aborted"):
+            publisher.publish(window(settings, b"no"), up_to(settings, 1), lambda: stale)
+    finally:
+        publisher.close()
+        member.close()
+    assert published(settings, "logits")["logits"] == []
+    assert committed_offsets(settings) == {}
 
 
 def test_a_member_without_a_generation_cannot_commit() -> None:

@@ -18,6 +18,8 @@ from twinlens.window import Headers, Partition
 
 log = structlog.get_logger(__name__)
 
+PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6)  #: before another try; a rebalance takes a heartbeat or two
+
 
 class OutgoingRecord(NamedTuple):
     """One record to publish."""
@@ -96,8 +98,10 @@ class TransactionalPublisher(_Producing):
     4. `send_offsets_to_transaction`: the offsets after the window's last records, with that metadata.
     5. `commit_transaction`: flushes step 2 and writes the commit markers; `read_committed` readers see the window.
 
-    Anything that fails before the markers are written aborts the transaction: the outputs stay invisible, the offsets
-    stay where they were. RedoWindow asks for another try, ReplaceReplica says that none would help. A producer that was
+    What fails before step 5 aborts the transaction: the outputs stay invisible, the offsets stay where they were, and
+    the same window is tried again after a pause, as long as the claim holds. That is how a window outlives a rebalance
+    that began after step 3. What fails in step 5 may have been committed or not: RedoWindow, and the committed offsets
+    say where to read on. ReplaceReplica says that no other try would help. A producer that was
     fenced or cannot abort is replaced by a new one under the same transactional id, which is unique to this process:
     its `init_transactions` aborts what the old one left. What a process leaves when it dies, a successor aborts
     in the same way (`broker.recovery`), or the broker after `transaction_timeout_ms`.
@@ -114,6 +118,20 @@ class TransactionalPublisher(_Producing):
         """Publish one window. Raises RedoWindow when nothing was published."""
         self._busy_since = time.monotonic()
         try:
+            for pause_s in (*PAUSES_S, None):
+                failed = self._prepare(records, offsets, claim)
+                if failed is None:
+                    break
+                if pause_s is None:
+                    raise RedoWindow(f"the transaction was aborted: {failed!r}") from failed
+                time.sleep(pause_s)
+            self._commit()
+        finally:
+            self._busy_since = None
+
+    def _prepare(self, records: Sequence[OutgoingRecord], offsets: Offsets, claim: Claim) -> KafkaError | None:
+        """Steps 1 to 4. Returns the error after which the transaction was aborted."""
+        try:
             self._producer.begin_transaction()
             self._send(self._producer, records)
             metadata = claim()
@@ -123,15 +141,21 @@ class TransactionalPublisher(_Producing):
                 {TopicPartition(*p): OffsetAndMetadata(o.next_offset, o.metadata, -1) for p, o in offsets.items()},
                 metadata,
             )
-            self._producer.commit_transaction()
-        except (KafkaError, RedoWindow) as error:
+        except KafkaError as error:
             self._abort(error)
-            raise RedoWindow(f"the transaction was aborted: {error!r}") from error
-        except ReplaceReplica as error:
+            return error
+        except (RedoWindow, ReplaceReplica) as error:
             self._abort(error)
             raise
-        finally:
-            self._busy_since = None
+        return None
+
+    def _commit(self) -> None:
+        """Step 5."""
+        try:
+            self._producer.commit_transaction()
+        except KafkaError as error:
+            self._abort(error)
+            raise RedoWindow(f"the commit did not come through: {error!r}") from error
 
     def close(self) -> None:
         _close(self._producer, timeout_s=5)
