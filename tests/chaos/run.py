@@ -117,6 +117,7 @@ def _strike(
     report.strikes.append(strike)
     strike.detail = FAULTS[kind](system, stream, rng)
     strike.until_s = time.monotonic() - start_s
+    print(strike, flush=True)
     if rng.random() < 0.5:
         end = time.monotonic() + PATIENCE_S
         while progress.recovery_s(strike.at_s)[1] is None and time.monotonic() < end:

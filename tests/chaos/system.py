@@ -1,4 +1,4 @@
-"""What is under test: three brokers, a proxy before each, and the application on Ray Serve, which knows the proxies only."""
+"""What is under test: three brokers, a proxy before each, and the application, which knows only the proxies."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ PROXIED = "PROXIED"
 PARTITIONS = 6
 REPLICAS = 3
 SESSION_TIMEOUT_S = 6.0
+BROKERS = "broker.session.timeout.ms=4000"  # a killed broker's partitions get leaders sooner than after 9 s
 CPUS = 8  #: logical ones, so that replacements never wait for room
 
 
@@ -96,7 +97,7 @@ def running_system(home: Path, model: Path, logs: Path | None = None) -> Iterato
     listening = dict(zip((1, 2, 3), free_ports(3), strict=True))
     name = f"chaos-{uuid.uuid4().hex[:6]}"
     with (
-        apache_kafka(home, brokers=3, listeners=[Listener(PROXIED, advertised=listening)]) as cluster,
+        apache_kafka(home, 3, listeners=[Listener(PROXIED, advertised=listening)], properties=BROKERS) as cluster,
         Proxy([(node, port, cluster.ports[node, PROXIED]) for node, port in listening.items()]) as proxy,
         local_cluster(CPUS),
     ):

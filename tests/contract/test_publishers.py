@@ -6,6 +6,9 @@ import uuid
 from typing import Any
 
 import pytest
+from kafka import ConsumerGroupMetadata
+from kafka.errors import KafkaTimeoutError
+from kafka.future import Future
 
 from tests.integration.helpers import published
 from twinlens.audit import committed_offsets
@@ -25,11 +28,11 @@ def address() -> Any:
         yield found
 
 
-def prepare(address: str) -> tuple[Settings, Any]:
+def prepare(address: str, partitions: int = 1) -> tuple[Settings, Any]:
     """Settings with topics of their own, and a consumer whose group metadata stands for a member's."""
     name = f"contract-{uuid.uuid4().hex[:8]}"
     settings = Settings.load({"application": name, "topics": {"input": name}, "kafka": {"bootstrap_servers": address}})
-    topics.create(settings, 1, 1)
+    topics.create(settings, partitions, 1)
     return settings, new_consumer(settings.kafka, group_id=settings.group_id)
 
 
@@ -116,10 +119,50 @@ def test_a_fenced_producer_is_replaced_and_the_window_redone(kafka: str) -> None
     assert [record.value for record in published(settings, "logits")["logits"]] == [b"good"]
 
 
+@pytest.mark.kafka
+def test_offsets_that_the_group_refused_are_not_committed_by_the_next_window(kafka: str) -> None:
+    settings, member = prepare(kafka, partitions=2)
+    publisher = TransactionalPublisher(settings, "p")
+    stale = ConsumerGroupMetadata(settings.group_id, 7, "a member that was evicted")
+    first, second = ((settings.topics.input, partition) for partition in (0, 1))
+    try:
+        with pytest.raises(RedoWindow, match="metadata mismatch"):
+            publisher.publish(window(settings, b"redone elsewhere"), {first: 1}, lambda: stale)
+        publisher.publish(window(settings, b"good"), {second: 1}, member.group_metadata)
+    finally:
+        publisher.close()
+        member.close()
+    assert [record.value for record in published(settings, "logits")["logits"]] == [b"good"]
+    assert committed_offsets(settings) == {1: 1}
+
+
+@pytest.mark.kafka
+def test_a_window_is_not_committed_without_a_record_that_the_client_gave_up(
+    kafka: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that expires leaves kafka-python's transaction as it is: it can be committed all the same."""
+    settings, member = prepare(kafka)
+    publisher = TransactionalPublisher(settings, "p")
+    given_up = Future()
+
+    def claim() -> Any:
+        given_up.failure(KafkaTimeoutError("batch expired"))
+        return member.group_metadata()
+
+    try:
+        publisher.publish(window(settings, b"good"), {(settings.topics.input, 0): 1}, member.group_metadata)
+        with monkeypatch.context() as patch:
+            patch.setattr(publisher._producer, "send", lambda *_: given_up)
+            with pytest.raises(RedoWindow, match="batch expired"):
+                publisher.publish(window(settings, b"lost"), {(settings.topics.input, 0): 2}, claim)
+    finally:
+        publisher.close()
+        member.close()
+    assert committed_offsets(settings) == {0: 1}
+
+
 def test_a_member_without_a_generation_cannot_commit() -> None:
     """Between an eviction and its callback kafka-python has no generation, and the broker checks none then."""
-    from kafka import ConsumerGroupMetadata
-
     from twinlens.inference.replica import is_member
 
     assert not is_member(ConsumerGroupMetadata("group"))

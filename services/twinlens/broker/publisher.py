@@ -87,13 +87,14 @@ class TransactionalPublisher(_Producing):
        read by somebody else, and the broker refuses step 4 under the older one.
     4. `send_offsets_to_transaction`: the offsets after the window's last records, with that metadata; their metadata
        string is the transactional id, so that a successor can find the transaction that holds them back.
-    5. `commit_transaction`: flushes step 2 and writes the commit markers; `read_committed` readers see the window.
+    5. Wait until every record of step 2 is acknowledged. The client would commit without those that it has given up.
+    6. `commit_transaction`: writes the commit markers; `read_committed` readers see the window.
 
     Anything that fails before the markers are written aborts the transaction: the outputs stay invisible, the offsets
     stay where they were. RedoWindow asks for another try, ReplaceReplica says that none would help. A producer that was
     fenced or cannot abort is replaced by a new one under a new transactional id; the broker aborts what the old one
     left after `transaction_timeout_ms`.
-    The calls of steps 4 and 5 wait without a limit of their own: `busy_s` lets the health check bound them.
+    The calls of steps 4 to 6 wait without a limit of their own: `busy_s` lets the health check bound them.
     """
 
     def __init__(self, settings: Settings, client_id: str) -> None:
@@ -112,7 +113,7 @@ class TransactionalPublisher(_Producing):
         self._busy_since = time.monotonic()
         try:
             self._producer.begin_transaction()
-            self._send(self._producer, records)
+            futures = self._send(self._producer, records)
             metadata = claim()
             if metadata is None:
                 raise RedoWindow("its partitions were revoked")
@@ -120,6 +121,10 @@ class TransactionalPublisher(_Producing):
                 {TopicPartition(*p): OffsetAndMetadata(o, self._transactional_id, -1) for p, o in offsets.items()},
                 metadata,
             )
+            self._producer.flush()
+            for future in futures:
+                if future.failed():
+                    raise future.exception
             self._producer.commit_transaction()
         except (KafkaError, RedoWindow) as error:
             self._abort(error)
@@ -137,6 +142,9 @@ class TransactionalPublisher(_Producing):
         log.warning("transaction aborted", reason=repr(reason))
         try:
             self._producer.abort_transaction()
+            # kafka-python 3.0.12 keeps offsets that the group refused and sends them along with the next transaction's,
+            # whose outputs are not theirs: their tweets would be lost.
+            self._producer._transaction_manager._pending_txn_offset_commits.clear()
         except KafkaError as error:
             log.warning("producer replaced", reason=repr(error))
             _close(self._producer, timeout_s=1)
