@@ -12,7 +12,8 @@ def configure_logging() -> None:
     """Call once per process, at its entry point.
 
     In a process of Ray Serve `sys.stderr` is Serve's own log, which takes every line for INFO: a `log_level` of WARNING
-    would lose ours. Hence the original stream, which Ray writes to the worker's file.
+    would lose ours. Hence the original stream, which Ray writes to the worker's file; and `write`, since Serve's `print`
+    makes tuples of lines for other streams.
     """
     structlog.configure(
         processors=[
@@ -22,6 +23,6 @@ def configure_logging() -> None:
             structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
             structlog.processors.JSONRenderer(default=str),
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.__stderr__ or sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.__stderr__ or sys.stderr),
         cache_logger_on_first_use=True,
     )
