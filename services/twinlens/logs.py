@@ -12,8 +12,8 @@ def configure_logging() -> None:
     """Call once per process, at its entry point.
 
     In a process of Ray Serve `sys.stderr` is Serve's own log, which takes every line for INFO: a `log_level` of WARNING
-    would lose ours. Hence the original stream, which Ray writes to the worker's file; and `write`, since Serve's `print`
-    makes tuples of lines for other streams.
+    would lose ours. Hence the original stream, which Ray writes to the worker's file; and no `print`, since Serve's own
+    makes tuples of what goes to other streams.
     """
     structlog.configure(
         processors=[

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
+from kafka.errors import KafkaError
+from ray.exceptions import RayError
 
 from tests.chaos.faults import FAULTS
 from tests.chaos.stream import Progress, Stream
@@ -18,7 +20,7 @@ from tests.chaos.verify import problems
 from tests.integration.helpers import wait_until
 from twinlens import audit
 from twinlens.cli.watch import fetch
-from twinlens.errors import AskUser
+from twinlens.errors import AskUser, TwinlensError
 from twinlens.monitor.actor import View
 
 RATE = 110.0  #: tweets per second
@@ -89,7 +91,7 @@ def experiment(system: System, seed: int, tweets: int, faults: int, kinds: Seque
         report.streamed_s = time.monotonic() - start_s
         wait_until(lambda: progress.committed() == stream.ends(), "everything committed", CATCH_UP_S)
         report.drained_s = time.monotonic() - start_s - report.streamed_s
-    except (AssertionError, AskUser) as error:
+    except (AssertionError, TwinlensError, KafkaError, RayError, OSError) as error:
         report.problems.append(f"{type(error).__name__}: {error}")
     finally:
         system.proxy.disarm()

@@ -11,14 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import RayError
+
 from tests.apache_kafka import Cluster, Listener, apache_kafka, free_ports
 from tests.chaos.proxy import Proxy
 from tests.chaos.stream import MAX_TEXT_CHARS
 from tests.e2e.conftest import pids
+from tests.integration.helpers import wait_until
 from twinlens.broker import topics
 from twinlens.broker.client import new_admin
 from twinlens.cli.serve import IMPORT_PATH, deploy_config
 from twinlens.cluster import free_port, local_cluster
+from twinlens.errors import AskUser
 from twinlens.settings import Settings
 
 PROXIED = "PROXIED"
@@ -26,6 +30,7 @@ PARTITIONS = 6
 REPLICAS = 3
 SESSION_TIMEOUT_S = 6.0
 BROKERS = "broker.session.timeout.ms=4000"  # a killed broker's partitions get leaders sooner than after 9 s
+DEPLOY_S = 120.0
 CPUS = 8  #: logical ones, so that replacements never wait for room
 
 
@@ -44,7 +49,7 @@ class System:
         return f"http://127.0.0.1:{self.port}"
 
     def deploy(self, replicas: int = REPLICAS) -> None:
-        """By the way of a config file: replicas that need not change stay."""
+        """By the way of a config file: replicas that need not change stay. Again while Serve is in trouble."""
         deployments = [
             {"name": "Replica", "num_replicas": replicas, "ray_actor_options": {"num_cpus": 0.5}},
             {"name": "Monitor"},
@@ -58,7 +63,8 @@ class System:
         }
         http = {"host": "127.0.0.1", "port": self.port}
         logs = {"log_level": "WARNING"}
-        deploy_config({"applications": [application], "http_options": http, "logging_config": logs}, lambda _: None)
+        config = {"applications": [application], "http_options": http, "logging_config": logs}
+        wait_until(lambda: _deployed(config), "the application is deployed", DEPLOY_S)
 
     def processes(self, title: str) -> list[int]:
         """Our own Ray's processes with this title: others may run a Ray beside us."""
@@ -129,6 +135,15 @@ def _args(name: str, model: Path, bootstrap: str) -> dict[str, Any]:
         "predict": {"max_length": 24},  # so that there are divergences to count
         "output": {"commit_deadline_s": 20},
     }
+
+
+def _deployed(config: dict[str, Any]) -> bool:
+    try:
+        deploy_config(config, lambda _: None)
+    except (AskUser, RayError) as error:  # a replica or the controller was killed a moment ago
+        print(f"not deployed: {error!r:.300}", flush=True)
+        return False
+    return True
 
 
 def _is_ours(pid: int) -> bool:
