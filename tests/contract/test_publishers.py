@@ -15,9 +15,16 @@ from twinlens.audit import committed_offsets
 from twinlens.broker import topics
 from twinlens.broker.client import new_consumer
 from twinlens.broker.embedded import embedded_broker
-from twinlens.broker.publisher import AtLeastOncePublisher, OutgoingRecord, Publisher, TransactionalPublisher
+from twinlens.broker.publisher import (
+    AtLeastOncePublisher,
+    OutgoingRecord,
+    Publisher,
+    SourceOffset,
+    TransactionalPublisher,
+)
 from twinlens.errors import RedoWindow, ReplaceReplica
 from twinlens.settings import Settings
+from twinlens.window import Partition
 
 PUBLISHERS = {"exactly_once": TransactionalPublisher, "at_least_once": AtLeastOncePublisher}
 
@@ -40,12 +47,16 @@ def window(settings: Settings, *values: bytes) -> list[OutgoingRecord]:
     return [OutgoingRecord(settings.topics.logits, 0, b"k", value, [("h", b"v")]) for value in values]
 
 
+def up_to(settings: Settings, next_offset: int, partition: int = 0) -> dict[Partition, SourceOffset]:
+    return {(settings.topics.input, partition): SourceOffset(next_offset, "metadata")}
+
+
 @pytest.mark.parametrize("delivery", PUBLISHERS)
 def test_a_window_is_published_in_order_with_keys_and_headers(delivery: str, address: str) -> None:
     settings, member = prepare(address)
     publisher: Publisher = PUBLISHERS[delivery](settings, "p")
     try:
-        publisher.publish(window(settings, b"1", b"2", b"3"), {(settings.topics.input, 0): 3}, member.group_metadata)
+        publisher.publish(window(settings, b"1", b"2", b"3"), up_to(settings, 3), member.group_metadata)
         assert publisher.busy_s == 0
     finally:
         publisher.close()
@@ -62,9 +73,9 @@ def test_a_window_that_is_no_longer_ours_is_redone_and_the_next_one_goes_through
     publisher: Publisher = PUBLISHERS[delivery](settings, "p")
     try:
         with pytest.raises(RedoWindow, match="revoked"):
-            publisher.publish(window(settings, b"1"), {(settings.topics.input, 0): 1}, lambda: None)
+            publisher.publish(window(settings, b"1"), up_to(settings, 1), lambda: None)
         assert committed_offsets(settings) == {}
-        publisher.publish(window(settings, b"2"), {(settings.topics.input, 0): 1}, member.group_metadata)
+        publisher.publish(window(settings, b"2"), up_to(settings, 1), member.group_metadata)
     finally:
         publisher.close()
         member.close()
@@ -77,9 +88,7 @@ def test_a_record_that_no_topic_takes_asks_for_a_new_replica(delivery: str, addr
     publisher: Publisher = PUBLISHERS[delivery](settings, "p")
     try:
         with pytest.raises(ReplaceReplica, match="max_request_bytes"):
-            publisher.publish(
-                window(settings, b"x" * 3_000_000), {(settings.topics.input, 0): 1}, member.group_metadata
-            )
+            publisher.publish(window(settings, b"x" * 3_000_000), up_to(settings, 1), member.group_metadata)
     finally:
         publisher.close()
         member.close()
@@ -91,8 +100,8 @@ def test_readers_never_see_an_aborted_window(kafka: str) -> None:
     publisher = TransactionalPublisher(settings, "p")
     try:
         with pytest.raises(RedoWindow):
-            publisher.publish(window(settings, b"aborted"), {(settings.topics.input, 0): 1}, lambda: None)
-        publisher.publish(window(settings, b"good"), {(settings.topics.input, 0): 1}, member.group_metadata)
+            publisher.publish(window(settings, b"aborted"), up_to(settings, 1), lambda: None)
+        publisher.publish(window(settings, b"good"), up_to(settings, 1), member.group_metadata)
     finally:
         publisher.close()
         member.close()
@@ -110,8 +119,8 @@ def test_a_fenced_producer_is_replaced_and_the_window_redone(kafka: str) -> None
     try:
         usurper.init_transactions()
         with pytest.raises(RedoWindow):
-            publisher.publish(window(settings, b"fenced"), {(settings.topics.input, 0): 1}, member.group_metadata)
-        publisher.publish(window(settings, b"good"), {(settings.topics.input, 0): 1}, member.group_metadata)
+            publisher.publish(window(settings, b"fenced"), up_to(settings, 1), member.group_metadata)
+        publisher.publish(window(settings, b"good"), up_to(settings, 1), member.group_metadata)
     finally:
         publisher.close()
         usurper.close()
@@ -124,11 +133,10 @@ def test_offsets_that_the_group_refused_are_not_committed_by_the_next_window(kaf
     settings, member = prepare(kafka, partitions=2)
     publisher = TransactionalPublisher(settings, "p")
     stale = ConsumerGroupMetadata(settings.group_id, 7, "a member that was evicted")
-    first, second = ((settings.topics.input, partition) for partition in (0, 1))
     try:
         with pytest.raises(RedoWindow, match="metadata mismatch"):
-            publisher.publish(window(settings, b"redone elsewhere"), {first: 1}, lambda: stale)
-        publisher.publish(window(settings, b"good"), {second: 1}, member.group_metadata)
+            publisher.publish(window(settings, b"redone elsewhere"), up_to(settings, 1), lambda: stale)
+        publisher.publish(window(settings, b"good"), up_to(settings, 1, partition=1), member.group_metadata)
     finally:
         publisher.close()
         member.close()
@@ -150,11 +158,11 @@ def test_a_window_is_not_committed_without_a_record_that_the_client_gave_up(
         return member.group_metadata()
 
     try:
-        publisher.publish(window(settings, b"good"), {(settings.topics.input, 0): 1}, member.group_metadata)
+        publisher.publish(window(settings, b"good"), up_to(settings, 1), member.group_metadata)
         with monkeypatch.context() as patch:
             patch.setattr(publisher._producer, "send", lambda *_: given_up)
             with pytest.raises(RedoWindow, match="batch expired"):
-                publisher.publish(window(settings, b"lost"), {(settings.topics.input, 0): 2}, claim)
+                publisher.publish(window(settings, b"lost"), up_to(settings, 2), claim)
     finally:
         publisher.close()
         member.close()
