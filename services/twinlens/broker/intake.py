@@ -25,6 +25,8 @@ log = structlog.get_logger(__name__)
 
 POLL_MS = 100
 MAX_POLL_RECORDS = 500
+POLLS = 8  #: a poll may bring this part of `intake.max_buffered_bytes`
+MAX_PARTITION_FETCH_BYTES = 1024 * 1024
 
 Decode = Callable[[Sequence[Any]], list[Item]]  #: ConsumerRecords of one partition to items, in order
 
@@ -46,6 +48,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         self._release_budget_s = kafka.session_timeout_ms / 3000 if exactly_once else 0.0
         self._stopping = threading.Event()
         self._errands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._poll_bytes = settings.intake.max_buffered_bytes // POLLS
+        self._poll_records = 1  # of the next poll; nothing is known of the records' size yet
         self._later: list[Callable[[], None]] = []  # errands to try again after the next poll
         self._epochs: dict[Partition, int] = {}  # epoch under which the consumer's position was set
         self._consumer: KafkaConsumer = new_consumer(
@@ -58,7 +62,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
             session_timeout_ms=kafka.session_timeout_ms,
             heartbeat_interval_ms=kafka.session_timeout_ms // 3,
             max_poll_interval_ms=kafka.max_poll_interval_ms,
-            max_poll_records=MAX_POLL_RECORDS,
+            fetch_max_bytes=self._poll_bytes,
+            max_partition_fetch_bytes=min(MAX_PARTITION_FETCH_BYTES, self._poll_bytes),
         )
 
     def run(self) -> None:
@@ -67,7 +72,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         try:
             while not self._stopping.is_set():
                 self._pause_or_resume()
-                self._hand_over(self._consumer.poll(POLL_MS))
+                self._hand_over(self._consumer.poll(POLL_MS, self._poll_records))
                 self._run_errands()
             self._run_errands()  # what was published while the last poll ran
         finally:
@@ -113,10 +118,15 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         log.warning("partitions lost", partitions=sorted(p for _, p in partitions))
 
     def _hand_over(self, polled: dict[TopicPartition, list[Any]]) -> None:
+        sizes = [0]
         for partition, records in polled.items():
             key = _key(partition)
             if (epoch := self._epochs.get(key)) is not None:
-                self._backlog.fill(key, epoch, self._decode(records))
+                items = self._decode(records)
+                self._backlog.fill(key, epoch, items)
+                sizes.extend(item.size_bytes for item in items)
+        if largest_bytes := max(sizes):
+            self._poll_records = min(max(1, self._poll_bytes // largest_bytes), MAX_POLL_RECORDS)
 
     def _pause_or_resume(self) -> None:
         paused = self._consumer.paused()
