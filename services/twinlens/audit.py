@@ -14,6 +14,7 @@ import numpy as np
 from kafka import TopicPartition
 
 from twinlens.broker.client import new_admin
+from twinlens.broker.deadletters import letter_of
 from twinlens.broker.reading import read_topics
 from twinlens.records import (
     LogitsRecord,
@@ -181,9 +182,9 @@ def _collect(published: Published, settings: Settings, topic: str, record: Any) 
             published.monitor_tweets += comparison.tally.tweets
             published.monitor_diverging += comparison.tally.diverging
     elif topic == topics.dlq:
-        headers = dict(record.headers)
-        if headers.get("twinlens.application", b"").decode() == settings.application:
-            at = (int(headers["twinlens.source.partition"]), int(headers["twinlens.source.offset"]))
+        letter = letter_of(record)
+        if letter is not None and letter.application == settings.application:
+            at = (letter.source.partition, letter.source.offset)
             published.duplicate += at in published.dead
             published.dead.add(at)
 

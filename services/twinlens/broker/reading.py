@@ -11,6 +11,7 @@ from kafka import TopicPartition
 from twinlens.broker.client import new_consumer
 from twinlens.settings import Settings
 
+POLL_MS = 600
 LIVE_S = 3.0  #: a topic that keeps growing is read this much longer
 QUIET_POLLS = 2  #: the end of a topic is believed after this many empty polls past the end offset
 
@@ -32,7 +33,7 @@ def read_topics(settings: Settings, topics: Iterable[str]) -> Iterator[tuple[str
         consumer.seek_to_beginning()
         quiet, reached = 0, None
         while quiet < QUIET_POLLS and (reached is None or time.monotonic() - reached < LIVE_S):
-            polled = consumer.poll(600)
+            polled = consumer.poll(POLL_MS)
             for partition, records in polled.items():
                 for record in records:
                     yield partition.topic, record
