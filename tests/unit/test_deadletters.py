@@ -157,6 +157,7 @@ def test_batches_one_after_the_other_choose_every_letter_once(kinds: list[Any], 
     while cursor != whole.cursor:
         rest = [each for each in records if each.offset >= cursor.get(TopicPartition(each.topic, each.partition), 0)]
         batch = batch_of(rest, application="twinlens", reasons=reasons, room=room)
+        assert len(batch.letters) <= room
         letters += batch.letters
         cursor |= batch.cursor
         outcome.add(batch.outcome)
