@@ -149,6 +149,7 @@ class Replica:
             while not self._stopping:
                 self._apply_changes()
                 window = self._backlog.draw(self._take, self._batching.max_window_items, DRAW_TIMEOUT_S)
+                self._apply_changes()  # once more: what came while it waited holds for this window already
                 if window is not None:
                     self._compared.put(self._run(window))
         finally:
