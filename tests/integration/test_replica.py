@@ -227,6 +227,8 @@ def test_reconfigure_changes_the_pipeline_from_the_next_window_on(new_settings: 
     assert report.clean
     assert report.published == both
     assert report.diverging > 20
+    found = [records.decode_prediction(raw.value) for raw in published(settings, "predictions")["predictions"]]
+    assert sum(each.batch.padded_tokens > 8 for each in found if each.batch) <= first, "a later window was not changed"
 
 
 def test_a_second_replica_goes_on_where_the_first_one_stopped(new_settings: NewSettings) -> None:

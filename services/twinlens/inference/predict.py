@@ -86,11 +86,11 @@ class PredictPath:
             dtype=model.dtype,
             device=model.device,
             training=model.model.training,
-            all_scores=settings.top_k is not None,
+            top_k=settings.top_k,
         )
 
     def observe(self, items: Sequence[Item], batches: Sequence[Sequence[int]]) -> Observations:
-        """One row per item, computed in the given batches (lists of indices into `items`)."""
+        """One row per item, computed in the given batches (lists of indices into `items`); rows in none stay empty."""
         seen = Observations.empty(self.facts, len(items))
 
         def run(rows: Sequence[int]) -> None:
