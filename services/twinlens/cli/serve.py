@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -50,8 +50,7 @@ def serve(
             http = schema["http_options"]
             served = f"http://{http['host']}:{http['port']}"
             typer.echo(f"twinlens serves {', '.join(names)} at {served} (Ctrl-C stops)", err=True)
-            while True:
-                time.sleep(2)
+            _watch(names, lambda line: typer.echo(line, err=True))
         except KeyboardInterrupt:
             typer.echo("stopping: replicas finish and commit what they have in hand", err=True)
         finally:
@@ -135,6 +134,22 @@ def _wait_until_running(names: list[str], say: Callable[[str], None]) -> None:
             say(line)
             said = line
         time.sleep(0.2)
+
+
+def _watch(names: list[str], say: Callable[[str], None]) -> NoReturn:
+    """Say when an application stops running, and when it runs again, until interrupted."""
+    from ray import serve as ray_serve  # noqa: PLC0415
+
+    said = dict.fromkeys(names, "RUNNING")
+    while True:
+        time.sleep(2)
+        for name, application in ray_serve.status().applications.items():
+            if said.get(name, application.status) != application.status:
+                said[name] = application.status
+                messages = " ".join(d.message for d in application.deployments.values() if d.message)
+                why = reason_in(messages) or messages or application.message
+                hint = "" if application.status == "RUNNING" else " (--verbose shows the replicas' logs)"
+                say(" ".join(f"{name} {application.status.lower()} {why}".split()) + hint)
 
 
 def reason_in(message: str) -> str | None:
