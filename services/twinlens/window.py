@@ -94,6 +94,7 @@ class Backlog:
         self._in_flight: dict[Partition, int] = {}
         self._items = 0
         self._bytes = 0
+        self._drawn = 0
         self._number = 0
         self._closed = False
         self._changed = threading.Condition()
@@ -106,6 +107,11 @@ class Backlog:
     @property
     def items(self) -> int:
         return self._items
+
+    @property
+    def unfinished(self) -> int:
+        """Items that wait, and those of windows under way."""
+        return self._items + self._drawn
 
     def epoch(self, partition: Partition) -> int:
         return self._epochs.get(partition, 0)
@@ -145,6 +151,7 @@ class Backlog:
     def finish(self, window: Window) -> None:
         """The window was committed, dropped, or will be read again."""
         with self._changed:
+            self._drawn -= len(window.items)
             for partition in window.epochs:
                 self._in_flight[partition] -= 1
             self._changed.notify_all()
@@ -188,6 +195,7 @@ class Backlog:
                 self._items -= 1
                 self._bytes -= item.size_bytes
             self._number += 1
+            self._drawn += len(items)
             window = Window(self._number, items, {item.source: self.epoch(item.source) for item in items})
             for partition in window.epochs:
                 self._in_flight[partition] = self._in_flight.get(partition, 0) + 1

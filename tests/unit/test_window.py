@@ -412,6 +412,7 @@ class Life(RuleBasedStateMachine):
     def counts_are_right(self) -> None:
         held = [waiting for queue in self.waiting.values() for waiting in queue]
         assert self.backlog.items == len(held)
+        assert self.backlog.unfinished == len(held) + sum(len(window.items) for window, _ in self.under_way)
         size = sum(waiting.size_bytes for waiting in held)
         assert self.backlog.full == (len(held) >= self.bounds[0] or size >= self.bounds[1])
 
