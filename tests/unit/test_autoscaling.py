@@ -28,6 +28,7 @@ from ray.serve.schema import ServeDeploySchema
 from twinlens.autoscaling import AutoscalingSettings, LagPolicy, Observation, ReplicaStats, desired_replicas, observe
 from twinlens.cli.options import LAG_POLICY, check_autoscaling
 from twinlens.errors import AskUser
+from twinlens.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 DEFAULTS = AutoscalingSettings()
@@ -371,7 +372,7 @@ class TestConfigFile:
         start = next(n for n, line in enumerate(lines) if "num_replicas:" in line)
         kept = [re.sub(r"^( +)# (?= *\w+:)", r"\1", line) for n, line in enumerate(lines) if n != start]
         config = yaml.safe_load("\n".join(kept))
-        check_autoscaling(config["applications"][0])
+        check_autoscaling(config["applications"][0], Settings())
         deployment = ServeDeploySchema.model_validate(config).applications[0].deployments[0]
         assert deployment.autoscaling_config["max_replicas"] == 4
         assert deployment.autoscaling_config["policy"]["policy_kwargs"] == {"drain_target_s": 120}
@@ -390,7 +391,14 @@ class TestConfigFile:
     )
     def test_what_cannot_work_is_refused(self, deployment: dict[str, Any], named: str) -> None:
         with pytest.raises(AskUser, match=re.escape(named)):
-            check_autoscaling({"deployments": [{"name": "Replica", **deployment}]})
+            check_autoscaling({"deployments": [{"name": "Replica", **deployment}]}, Settings())
+
+    def test_static_members_are_refused(self) -> None:
+        static = Settings.load({"kafka": {"static_membership": True}})
+        scaled = {"autoscaling_config": {"policy": {"policy_function": LAG_POLICY}}}
+        check_autoscaling({"deployments": [{"name": "Replica", "num_replicas": 2}]}, static)
+        with pytest.raises(AskUser, match="static_membership"):
+            check_autoscaling({"deployments": [{"name": "Replica", **scaled}]}, static)
 
     @pytest.mark.parametrize(
         "deployment",
@@ -402,8 +410,8 @@ class TestConfigFile:
         ],
     )
     def test_what_works_is_taken(self, deployment: dict[str, Any]) -> None:
-        check_autoscaling({"deployments": [{"name": "Replica", **deployment}, {"name": "Monitor"}]})
-        check_autoscaling({})
+        check_autoscaling({"deployments": [{"name": "Replica", **deployment}, {"name": "Monitor"}]}, Settings())
+        check_autoscaling({}, Settings())
 
 
 @pytest.fixture(autouse=True)

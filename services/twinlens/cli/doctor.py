@@ -45,7 +45,7 @@ def doctor(config: ConfigOption = None, bootstrap_servers: BrokersOption = None,
     def settings() -> str:
         loaded.append(load_settings(config, bootstrap_servers, app))
         if config is not None:
-            check_autoscaling(read_application(config, app))
+            check_autoscaling(read_application(config, app), loaded[0])
         return f"application {loaded[0].application}, group {loaded[0].group_id}, {loaded[0].output.delivery}"
 
     check("Python", _python)

@@ -60,15 +60,18 @@ def read_application(path: Path, name: str | None = None) -> dict[str, Any]:
     return {**chosen[0], "args": chosen[0].get("args") or {}}
 
 
-def check_autoscaling(application: dict[str, Any]) -> None:
+def check_autoscaling(application: dict[str, Any], settings: Settings) -> None:
     """AskUser when the number of replicas is to follow something that cannot work.
 
-    Serve would take it: it counts requests where no policy is named, and hands wrong arguments to its controller.
+    Serve would take it: it counts requests where no policy is named, and hands wrong arguments to its controller. It
+    also gives ranks, which static members are named by, to others whenever it has scaled down.
     """
     for deployment in application.get("deployments") or ():
         config = deployment.get("autoscaling_config") or {}
         if deployment.get("name") != "Replica" or not (config or deployment.get("num_replicas") == "auto"):
             continue
+        if settings.kafka.static_membership:
+            raise AskUser("kafka.static_membership does not go with an autoscaling_config. See docs/operations.md.")
         policy = config.get("policy") or {}
         if "policy_function" not in policy:
             raise AskUser(

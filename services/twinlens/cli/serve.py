@@ -42,8 +42,9 @@ def serve(
     schema = read_config(config)
     for each in schema["applications"]:
         if each.get("import_path") == IMPORT_PATH:
-            check_autoscaling(each)
-            _check(Settings.load(each.get("args") or {}))
+            settings = Settings.load(each.get("args") or {})
+            check_autoscaling(each, settings)
+            _check(settings)
     names = [each.get("name", "default") for each in schema["applications"]]
     with _cluster(address, verbose=verbose):
         try:
