@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from twinlens.broker import topics
-from twinlens.cli.options import read_config, terminate_like_ctrl_c
+from twinlens.cli.options import check_autoscaling, read_config, terminate_like_ctrl_c
 from twinlens.cluster import local_cluster
 from twinlens.errors import AskUser
 from twinlens.settings import Settings
@@ -42,7 +42,9 @@ def serve(
     schema = read_config(config)
     for each in schema["applications"]:
         if each.get("import_path") == IMPORT_PATH:
-            _check(Settings.load(each.get("args") or {}))
+            settings = Settings.load(each.get("args") or {})
+            check_autoscaling(each, settings)
+            _check(settings)
     names = [each.get("name", "default") for each in schema["applications"]]
     with _cluster(address, verbose=verbose):
         try:

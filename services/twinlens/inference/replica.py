@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import structlog
 
+from twinlens.autoscaling import ReplicaStats
 from twinlens.broker import topics
 from twinlens.broker.intake import Intake
 from twinlens.broker.publisher import AtLeastOncePublisher, Publisher, SourceOffset, TransactionalPublisher
@@ -40,6 +41,7 @@ from twinlens.inference.outputs import OutputWriter
 from twinlens.inference.predict import PredictPath
 from twinlens.inference.raw import RawPath, RawTokenizer
 from twinlens.inference.refusals import RefusalLimit, encode
+from twinlens.rates import ServiceRate
 from twinlens.settings import ONE_MODEL, BatchingSettings, PathSettings, PredictSettings, Settings
 from twinlens.threads import WatchedThread
 from twinlens.window import Backlog, Item, Window
@@ -47,6 +49,7 @@ from twinlens.window import Backlog, Item, Window
 log = structlog.get_logger(__name__)
 
 DRAW_TIMEOUT_S = 0.2
+MEASURE_TIMEOUT_S = 5.0  #: for the intake thread to measure the lag
 LEAVE_S = 10.0  #: for the intake thread to leave the group
 MAX_REDONE = 12  #: aborted windows in a row, some 15 s, after which another replica shall try
 
@@ -105,6 +108,8 @@ class Replica:
         )
         self._commit_outside = None if exactly_once else self._intake.commit
         self._compared: queue.Queue[ComparedWindow | None] = queue.Queue(maxsize=1)
+        self._service_rate = ServiceRate()
+        self._unread_records = 0  #: at the broker, when the lag was last measured
         self._changes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = False
         self._stop_lock = threading.Lock()
@@ -149,6 +154,20 @@ class Replica:
                 f"a call to Kafka has not returned for {busy:.0f} s (output.commit_deadline_s {limit})"
             )
 
+    def autoscaling_stats(self) -> ReplicaStats:
+        """What autoscaling goes by. Waits for the intake thread, for `MEASURE_TIMEOUT_S` at most."""
+        lag = None if self._stopping else self._intake.measure(MEASURE_TIMEOUT_S)
+        if lag is None:
+            return ReplicaStats(service_records_per_s=self._service_rate.records_per_s)
+        self._unread_records = lag.unread_records
+        return ReplicaStats(
+            partitions=lag.partitions,
+            measured_partitions=lag.measured_partitions,
+            lag_records=lag.unread_records + self._backlog.unfinished,
+            arrival_records_per_s=lag.arrival_records_per_s,
+            service_records_per_s=self._service_rate.records_per_s,
+        )
+
     def reconfigure(self, batching: BatchingSettings, predict: PredictSettings) -> None:
         """Take other window limits and pipeline arguments from the next window on; no record is dropped."""
         fixed = ("model", "revision", "dtype")
@@ -170,10 +189,16 @@ class Replica:
         try:
             while not self._stopping:
                 self._apply_changes()
+                start = time.monotonic()
                 window = self._backlog.draw(self._take, self._batching.max_window_items, DRAW_TIMEOUT_S)
                 self._apply_changes()  # once more: what came while it waited holds for this window already
                 if window is not None:
+                    behind = self._backlog.items > 0 or self._unread_records > self._batching.max_window_items
                     self._compared.put(self._run(window))
+                    # Only a replica that is behind shows what it can do: windows grow with what waits, so that one
+                    # that is not gets through just as much as arrives, and is busy all the same.
+                    if behind:
+                        self._service_rate.add(len(window.items), time.monotonic() - start)
         finally:
             self._compared.put(None)
 
