@@ -21,6 +21,7 @@ from twinlens.broker.reading import read_topics
 from twinlens.errors import AskUser
 from twinlens.records import (
     LogitsRecord,
+    PredictionMode,
     PredictionRecord,
     Verdict,
     decode_comparison,
@@ -40,14 +41,15 @@ class Report(msgspec.Struct, kw_only=True):
 
     consumed: int = 0  #: records of the input topic before the group's committed offsets
     published: int = 0  #: of them in both output topics
+    derived: int = 0  #: of these with a prediction made from the raw path's logits: there is nothing to compare
     dead_lettered: int = 0  #: of them in the dead-letter topic
     missing: int = 0  #: of them in neither, or in one output topic only
     duplicate: int = 0  #: records more than one per tweet and topic
-    diverging: int = 0
+    diverging: int = 0  #: of the published ones that are not derived
     label_divergences: int = 0
     score_divergences: int = 0
     one_sided: int = 0
-    monitor_tweets: int = 0  #: what the comparison records say
+    monitor_tweets: int = 0  #: what the comparison records say: tweets published, compared or not
     monitor_diverging: int = 0
     examples: list[dict[str, Any]] = msgspec.field(default_factory=list)  #: the first diverging or missing tweets
 
@@ -69,6 +71,7 @@ class Published(msgspec.Struct, kw_only=True):
 
     raw: dict[Coordinates, Side] = msgspec.field(default_factory=dict)
     predict: dict[Coordinates, Side] = msgspec.field(default_factory=dict)
+    derived: set[Coordinates] = msgspec.field(default_factory=set)
     windows: dict[Coordinates, str] = msgspec.field(default_factory=dict)
     dead: set[Coordinates] = msgspec.field(default_factory=set)
     duplicate: int = 0
@@ -93,6 +96,9 @@ def join(consumed: Iterable[Coordinates], published: Published, tolerance: float
         elif raw is None or predict is None:
             report.missing += 1
             _example(report, at, "missing", raw, predict)
+        elif at in published.derived:
+            report.published += 1
+            report.derived += 1
         else:
             report.published += 1
             limit = published.tolerances.get(published.windows.get(at, ""), tolerance)
@@ -209,14 +215,12 @@ def _collect(published: Published, settings: Settings, topic: str, record: Any) 
     elif topic == topics.predictions:
         prediction = decode_prediction(record.value)
         if prediction.application == settings.application:
-            at = (prediction.source.partition, prediction.source.offset)
-            published.duplicate += at in published.predict
-            published.predict[at] = predict_side(prediction)
+            _collect_prediction(published, prediction)
     elif topic == topics.comparisons:
         comparison = decode_comparison(record.value)
         if comparison.application == settings.application:
             published.tolerances[comparison.window] = comparison.tolerance
-            published.monitor_tweets += comparison.tally.tweets
+            published.monitor_tweets += comparison.published
             published.monitor_diverging += comparison.tally.diverging
     elif topic == topics.dlq:
         letter = letter_of(record)
@@ -224,6 +228,14 @@ def _collect(published: Published, settings: Settings, topic: str, record: Any) 
             at = (letter.source.partition, letter.source.offset)
             published.duplicate += at in published.dead
             published.dead.add(at)
+
+
+def _collect_prediction(published: Published, prediction: PredictionRecord) -> None:
+    at = (prediction.source.partition, prediction.source.offset)
+    published.duplicate += at in published.predict
+    published.predict[at] = predict_side(prediction)
+    if prediction.mode is PredictionMode.DERIVED:
+        published.derived.add(at)
 
 
 def _count(report: Report, verdict: Verdict) -> None:

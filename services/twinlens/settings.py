@@ -21,6 +21,10 @@ DEMO_MODEL = str(Path(__file__).parent / "data" / "demo-model")
 
 DType = Literal["float32", "bfloat16", "float16"]
 FunctionToApply = Literal["default", "softmax", "sigmoid", "none"]
+ONE_MODEL = (
+    "predict.mode audited derives predictions from the raw path's logits and needs the same model and revision in both "
+    "paths: leave predict.model and predict.revision out, or set predict.mode to full"
+)
 OUTPUTS = ("logits", "predictions", "divergences", "comparisons", "dlq")
 
 
@@ -138,6 +142,8 @@ class PredictSettings(PathSettings):
     """`pipeline("text-classification")`."""
 
     top_k: int | None = Field(None, ge=1)
+    mode: Literal["full", "audited"] = "full"
+    audit_share: float = Field(0.05, gt=0, le=1)
 
 
 class CompareSettings(Section):
@@ -202,6 +208,12 @@ class Settings(BaseSettings):
             raise ValueError("batching.max_window_items may not exceed intake.max_buffered_items")
         return self
 
+    @model_validator(mode="after")
+    def _audited_mode_has_one_model(self) -> Self:
+        if self.predict.mode == "audited" and not self.one_model:
+            raise ValueError(ONE_MODEL)
+        return self
+
     @classmethod
     def load(cls, args: dict[str, Any] | None = None) -> Self:
         """Settings from `args` and the environment; AskUser with one line per wrong value."""
@@ -219,6 +231,11 @@ class Settings(BaseSettings):
     def group_id(self) -> str:
         """Consumer group: `kafka.group_id`, or the application's name."""
         return self.kafka.group_id or self.application
+
+    @property
+    def one_model(self) -> bool:
+        """Whether both paths run the same model and revision."""
+        return self.model_of(self.raw) == self.model_of(self.predict)
 
     def model_of(self, path: PathSettings) -> tuple[str, str | None]:
         """Name and revision of the model that a path runs."""

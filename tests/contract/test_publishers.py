@@ -6,9 +6,13 @@ import uuid
 from typing import Any
 
 import pytest
+from kafka import ConsumerGroupMetadata
+from kafka.errors import KafkaTimeoutError
+from kafka.future import Future
 
 from tests.integration.helpers import published
 from twinlens.audit import committed_offsets
+from twinlens.broker import publisher as module
 from twinlens.broker import topics
 from twinlens.broker.client import new_consumer
 from twinlens.broker.embedded import embedded_broker
@@ -32,11 +36,11 @@ def address() -> Any:
         yield found
 
 
-def prepare(address: str) -> tuple[Settings, Any]:
+def prepare(address: str, partitions: int = 1) -> tuple[Settings, Any]:
     """Settings with topics of their own, and a consumer whose group metadata stands for a member's."""
     name = f"contract-{uuid.uuid4().hex[:8]}"
     settings = Settings.load({"application": name, "topics": {"input": name}, "kafka": {"bootstrap_servers": address}})
-    topics.create(settings, 1, 1)
+    topics.create(settings, partitions, 1)
     return settings, new_consumer(settings.kafka, group_id=settings.group_id)
 
 
@@ -44,8 +48,8 @@ def window(settings: Settings, *values: bytes) -> list[OutgoingRecord]:
     return [OutgoingRecord(settings.topics.logits, 0, b"k", value, [("h", b"v")]) for value in values]
 
 
-def up_to(settings: Settings, next_offset: int) -> dict[Partition, SourceOffset]:
-    return {(settings.topics.input, 0): SourceOffset(next_offset, "metadata")}
+def up_to(settings: Settings, next_offset: int, partition: int = 0) -> dict[Partition, SourceOffset]:
+    return {(settings.topics.input, partition): SourceOffset(next_offset, "metadata")}
 
 
 @pytest.mark.parametrize("delivery", PUBLISHERS)
@@ -126,8 +130,6 @@ def test_a_fenced_producer_is_replaced_and_its_window_goes_through(kafka: str) -
 
 @pytest.mark.kafka
 def test_a_window_outlives_a_rebalance_that_began_after_its_claim(kafka: str) -> None:
-    from kafka import ConsumerGroupMetadata
-
     settings, member = prepare(kafka)
     publisher = TransactionalPublisher(settings, "p")
     stale = ConsumerGroupMetadata(settings.group_id, 7, "somebody who is no member")
@@ -142,29 +144,50 @@ def test_a_window_outlives_a_rebalance_that_began_after_its_claim(kafka: str) ->
 
 
 @pytest.mark.kafka
-def test_a_window_that_is_refused_again_and_again_is_redone(kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kafka import ConsumerGroupMetadata
-
-    from twinlens.broker import publisher as module
-
+def test_offsets_that_the_group_refused_are_not_committed_by_the_next_window(
+    kafka: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "PAUSES_S", (0.01,))
-    settings, member = prepare(kafka)
+    settings, member = prepare(kafka, partitions=2)
     publisher = TransactionalPublisher(settings, "p")
-    stale = ConsumerGroupMetadata(settings.group_id, 7, "somebody who is no member")
+    stale = ConsumerGroupMetadata(settings.group_id, 7, "a member that was evicted")
     try:
-        with pytest.raises(RedoWindow, match="aborted"):
-            publisher.publish(window(settings, b"no"), up_to(settings, 1), lambda: stale)
+        with pytest.raises(RedoWindow, match="metadata mismatch"):
+            publisher.publish(window(settings, b"redone elsewhere"), up_to(settings, 1), lambda: stale)
+        publisher.publish(window(settings, b"good"), up_to(settings, 1, partition=1), member.group_metadata)
     finally:
         publisher.close()
         member.close()
-    assert published(settings, "logits")["logits"] == []
-    assert committed_offsets(settings) == {}
+    assert [record.value for record in published(settings, "logits")["logits"]] == [b"good"]
+    assert committed_offsets(settings) == {1: 1}
+
+
+@pytest.mark.kafka
+def test_a_window_is_not_committed_without_a_record_that_the_client_gave_up(
+    kafka: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that expires leaves kafka-python's transaction as it is: it can be committed all the same."""
+    settings, member = prepare(kafka)
+    publisher = TransactionalPublisher(settings, "p")
+    given_up = Future()
+
+    def claim() -> Any:
+        if not given_up.is_done:
+            given_up.failure(KafkaTimeoutError("batch expired"))
+        return member.group_metadata()
+
+    try:
+        monkeypatch.setattr(publisher._producer, "send", lambda *_: given_up)
+        publisher.publish(window(settings, b"at the second try"), up_to(settings, 1), claim)
+    finally:
+        publisher.close()
+        member.close()
+    assert [record.value for record in published(settings, "logits")["logits"]] == [b"at the second try"]
+    assert committed_offsets(settings) == {0: 1}
 
 
 def test_a_member_without_a_generation_cannot_commit() -> None:
     """Between an eviction and its callback kafka-python has no generation, and the broker checks none then."""
-    from kafka import ConsumerGroupMetadata
-
     from twinlens.inference.replica import is_member
 
     assert not is_member(ConsumerGroupMetadata("group"))

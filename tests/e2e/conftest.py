@@ -43,7 +43,7 @@ class Deployed:
 
     @property
     def tweets(self) -> int:
-        return self.view()["summary"]["windows"]["all"]["tally"]["tweets"]
+        return self.view()["summary"]["windows"]["all"]["published"]
 
 
 @pytest.fixture

@@ -227,6 +227,8 @@ def test_reconfigure_changes_the_pipeline_from_the_next_window_on(new_settings: 
     assert report.clean
     assert report.published == both
     assert report.diverging > 20
+    found = [records.decode_prediction(raw.value) for raw in published(settings, "predictions")["predictions"]]
+    assert sum(each.batch.padded_tokens > 8 for each in found if each.batch) <= first, "a later window was not changed"
 
 
 def test_a_second_replica_goes_on_where_the_first_one_stopped(new_settings: NewSettings) -> None:
@@ -361,7 +363,7 @@ def test_a_dead_letter_that_kafka_would_not_take_is_cut(new_settings: NewSetting
     assert len(letter.value) > 90_000
 
 
-def test_no_tweet_and_no_password_is_in_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_tweet_and_no_password_is_in_a_traceback(capfd: pytest.CaptureFixture[str]) -> None:
     import structlog
 
     from twinlens.logs import configure_logging
@@ -377,7 +379,7 @@ def test_no_tweet_and_no_password_is_in_a_traceback(capsys: pytest.CaptureFixtur
         thread = WatchedThread("doomed", fail)
         thread.start()
         assert thread.join(5)
-        said = capsys.readouterr().err
+        said = capfd.readouterr().err
     finally:
         structlog.reset_defaults()
     assert "RuntimeError" in said

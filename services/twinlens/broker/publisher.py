@@ -96,16 +96,20 @@ class TransactionalPublisher(_Producing):
        partitions are still its own. In this order a partition that is lost later needs a newer generation to be
        read by somebody else, and the broker refuses step 4 under the older one.
     4. `send_offsets_to_transaction`: the offsets after the window's last records, with that metadata.
-    5. `commit_transaction`: flushes step 2 and writes the commit markers; `read_committed` readers see the window.
+    5. Wait until every record of step 2 is acknowledged. The client would commit without those that it has given up.
+    6. `commit_transaction`: writes the commit markers; `read_committed` readers see the window.
 
-    What fails before step 5 aborts the transaction: the outputs stay invisible, the offsets stay where they were, and
+    What fails before step 6 aborts the transaction: the outputs stay invisible, the offsets stay where they were, and
     the same window is tried again after a pause, as long as the claim holds. That is how a window outlives a rebalance
-    that began after step 3. What fails in step 5 may have been committed or not: RedoWindow, and the committed offsets
-    say where to read on. ReplaceReplica says that no other try would help. A producer that was
-    fenced or cannot abort is replaced by a new one under the same transactional id, which is unique to this process:
-    its `init_transactions` aborts what the old one left. What a process leaves when it dies, a successor aborts
-    in the same way (`broker.recovery`), or the broker after `transaction_timeout_ms`.
-    The calls of steps 4 and 5 wait without a limit of their own: `busy_s` lets the health check bound them.
+    that began after step 3. What fails in step 6 may have been committed or not: RedoWindow, and the committed offsets
+    say where to read on. ReplaceReplica says that no other try would help.
+
+    To abort is to put a new producer in the place of the old one, under the same transactional id, which is unique to
+    this process: its `init_transactions` ends what is open, within a time limit, also after a fencing.
+    (kafka-python 3.0.12 would send offsets that the group refused along with the next transaction's, whose outputs
+    are not theirs.) What a process leaves when it dies, a successor aborts in the same way (`broker.recovery`), or
+    the broker after `transaction_timeout_ms`. The calls of steps 4 to 6 wait without a limit of their own: `busy_s`
+    lets the health check bound them.
     """
 
     def __init__(self, settings: Settings, transactional_id: str) -> None:
@@ -130,10 +134,10 @@ class TransactionalPublisher(_Producing):
             self._busy_since = None
 
     def _prepare(self, records: Sequence[OutgoingRecord], offsets: Offsets, claim: Claim) -> KafkaError | None:
-        """Steps 1 to 4. Returns the error after which the transaction was aborted."""
+        """Steps 1 to 5. Returns the error after which the transaction was aborted."""
         try:
             self._producer.begin_transaction()
-            self._send(self._producer, records)
+            futures = self._send(self._producer, records)
             metadata = claim()
             if metadata is None:
                 raise RedoWindow("its partitions were revoked")
@@ -141,6 +145,10 @@ class TransactionalPublisher(_Producing):
                 {TopicPartition(*p): OffsetAndMetadata(o.next_offset, o.metadata, -1) for p, o in offsets.items()},
                 metadata,
             )
+            self._producer.flush()
+            for future in futures:
+                if future.failed():
+                    raise future.exception
         except KafkaError as error:
             self._abort(error)
             return error
@@ -150,7 +158,7 @@ class TransactionalPublisher(_Producing):
         return None
 
     def _commit(self) -> None:
-        """Step 5."""
+        """Step 6."""
         try:
             self._producer.commit_transaction()
         except KafkaError as error:
@@ -162,15 +170,11 @@ class TransactionalPublisher(_Producing):
 
     def _abort(self, reason: Exception) -> None:
         log.warning("transaction aborted", reason=repr(reason))
+        close_producer(self._producer, timeout_s=0)
         try:
-            self._producer.abort_transaction()
-        except KafkaError as error:
-            log.warning("producer replaced", reason=repr(error))
-            close_producer(self._producer, timeout_s=1)
-            try:
-                self._producer = self._new_producer()
-            except (AskUser, KafkaError) as fatal:
-                raise ReplaceReplica(f"no new producer could be made: {fatal}") from fatal
+            self._producer = self._new_producer()
+        except (AskUser, KafkaError) as fatal:
+            raise ReplaceReplica(f"no new producer could be made: {fatal}") from fatal
 
     def _new_producer(self) -> KafkaProducer:
         producer = new_producer(

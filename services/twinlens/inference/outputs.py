@@ -21,6 +21,7 @@ from twinlens.records import (
     DivergenceRecord,
     LogitsRecord,
     PathView,
+    PredictionMode,
     PredictionRecord,
     Record,
     SourceCoordinates,
@@ -125,8 +126,9 @@ class _Views:
         )
 
     def prediction(self, row: int, item: Item) -> PredictionRecord:
-        predict = self._done.predict
+        raw, predict = self._done.raw, self._done.predict
         error = predict.errors[row]
+        derived = bool(predict.derived[row])
         return PredictionRecord(
             id=item.id,
             source=SourceCoordinates(item.topic, item.partition, item.offset),
@@ -134,19 +136,26 @@ class _Views:
             model=predict.facts.model,
             label=predict.label(row),
             score=None if error is not None else self._scores[1][row],
-            scores=predict.answers[row] if predict.facts.all_scores and error is None else None,
-            batch=self._predict_batches.get(int(predict.batch_of[row])),
+            scores=predict.answers[row] if predict.facts.top_k is not None and error is None else None,
+            batch=(
+                self._raw_batches.get(int(raw.batch_of[row]))
+                if derived
+                else self._predict_batches.get(int(predict.batch_of[row]))
+            ),
+            mode=PredictionMode.DERIVED if derived else PredictionMode.PIPELINE,
             error=error,
         )
 
     def divergence(self, row: int, item: Item, cause: Cause) -> DivergenceRecord:
         comparison = self._done.comparison
+        verdict = comparison.verdicts[row]
+        assert verdict is not None  # it diverges
         characters = self._settings.output.divergence_text_chars
         return DivergenceRecord(
             id=item.id,
             source=SourceCoordinates(item.topic, item.partition, item.offset),
             application=self._settings.application,
-            verdict=comparison.verdicts[row],
+            verdict=verdict,
             cause=cause,
             certainty=Certainty.CONSISTENT,
             raw=self._view(row, self._done.raw, self._logits, self._scores[0], self._raw_batches),

@@ -32,6 +32,7 @@ from twinlens.inference.batching import CostModel, Limits, split, window_size
 from twinlens.inference.compare import compare
 from twinlens.inference.counting import ComparedWindow
 from twinlens.inference.decoder import Decoder
+from twinlens.inference.derive import derive, sampled
 from twinlens.inference.model import load_model, resolve_device
 from twinlens.inference.noise import NoiseFloor
 from twinlens.inference.observations import Observations
@@ -39,7 +40,7 @@ from twinlens.inference.outputs import OutputWriter
 from twinlens.inference.predict import PredictPath
 from twinlens.inference.raw import RawPath, RawTokenizer
 from twinlens.inference.refusals import RefusalLimit, encode
-from twinlens.settings import BatchingSettings, PathSettings, PredictSettings, Settings
+from twinlens.settings import ONE_MODEL, BatchingSettings, PathSettings, PredictSettings, Settings
 from twinlens.threads import WatchedThread
 from twinlens.window import Backlog, Item, Window
 
@@ -153,6 +154,8 @@ class Replica:
         fixed = ("model", "revision", "dtype")
         if any(getattr(predict, name) != getattr(self._settings.predict, name) for name in fixed):
             raise ValueError("predict.model, revision and dtype cannot change on a running replica; deploy anew")
+        if predict.mode == "audited" and not self._settings.one_model:
+            raise ValueError(ONE_MODEL)
 
         def change() -> None:
             self._batching = batching
@@ -168,6 +171,7 @@ class Replica:
             while not self._stopping:
                 self._apply_changes()
                 window = self._backlog.draw(self._take, self._batching.max_window_items, DRAW_TIMEOUT_S)
+                self._apply_changes()  # once more: what came while it waited holds for this window already
                 if window is not None:
                     self._compared.put(self._run(window))
         finally:
@@ -225,11 +229,7 @@ class Replica:
         lengths = [item.token_count for item in tweets]
         raw_limits = _limits(self._settings.raw, paths.raw.can_batch)
         raw = paths.raw.observe(tweets, split(lengths, paths.raw_cost, raw_limits))
-        whole = [item.token_count + item.cut_tokens for item in tweets]
-        most = paths.predict.max_tokens if self._predict.truncation else max(whole, default=0)
-        shorter = [min(length, most) for length in whole]
-        predict_limits = _limits(self._predict, paths.predict.can_batch)
-        predict = paths.predict.observe(tweets, split(shorter, paths.predict_cost, predict_limits))
+        predict = self._predictions(tweets, raw)
         for cost, batches in ((paths.raw_cost, raw.batches), (paths.predict_cost, predict.batches)):
             for batch in batches:
                 cost.learn(batch.size, batch.padded_tokens, batch.seconds)
@@ -242,9 +242,24 @@ class Replica:
             paths.seconds_per_token += 0.2 * (seconds / tokens - paths.seconds_per_token)
         return ComparedWindow(window, raw, predict, comparison, seconds)
 
+    def _predictions(self, tweets: Sequence[Item], raw: Observations) -> Observations:
+        """The pipeline on all tweets, or in audited mode on a sample of them; the others are derived from `raw`."""
+        settings, path = self._predict, self._paths.predict
+        chosen = np.ones(len(tweets), np.bool_)
+        if settings.mode == "audited":
+            chosen = sampled(tweets, self._settings.application, settings.audit_share)
+        rows = np.flatnonzero(chosen).tolist()
+        whole = [tweets[row].token_count + tweets[row].cut_tokens for row in rows]
+        most = path.max_tokens if settings.truncation else max(whole, default=0)
+        shorter = [min(length, most) for length in whole]
+        batches = split(shorter, self._paths.predict_cost, _limits(settings, path.can_batch))
+        predict = path.observe(tweets, [[rows[index] for index in batch] for batch in batches])
+        derive(raw, predict, np.flatnonzero(~chosen))
+        return predict
+
     def _log_errors(self, path: str, tweets: Sequence[Item], seen: Observations) -> None:
         """The first text of a window that made a path raise, and how many did; its text only under `log_text`."""
-        rows = np.flatnonzero(seen.failed)
+        rows = np.flatnonzero(seen.failed & ~seen.derived)
         if not rows.size:
             return
         item, error = tweets[rows[0]], seen.errors[rows[0]]
