@@ -12,7 +12,7 @@ from kafka import KafkaProducer, TopicPartition
 from kafka.errors import KafkaError, MessageSizeTooLargeError
 from kafka.structs import OffsetAndMetadata
 
-from twinlens.broker.client import new_producer
+from twinlens.broker.client import close_producer, new_producer
 from twinlens.errors import AskUser, RedoWindow, ReplaceReplica
 from twinlens.settings import Settings
 from twinlens.window import Headers, Partition
@@ -131,7 +131,7 @@ class TransactionalPublisher(_Producing):
             self._busy_since = None
 
     def close(self) -> None:
-        _close(self._producer, timeout_s=5)
+        close_producer(self._producer, timeout_s=5)
 
     def _abort(self, reason: Exception) -> None:
         log.warning("transaction aborted", reason=repr(reason))
@@ -139,7 +139,7 @@ class TransactionalPublisher(_Producing):
             self._producer.abort_transaction()
         except KafkaError as error:
             log.warning("producer replaced", reason=repr(error))
-            _close(self._producer, timeout_s=1)
+            close_producer(self._producer, timeout_s=1)
             try:
                 self._producer = self._new_producer()
             except (AskUser, KafkaError) as fatal:
@@ -185,16 +185,7 @@ class AtLeastOncePublisher(_Producing):
             self._busy_since = None
 
     def close(self) -> None:
-        _close(self._producer, timeout_s=5)
-
-
-def _close(producer: KafkaProducer, timeout_s: float) -> None:
-    """Close also a producer that cannot flush any more: what it holds will be published by another one."""
-    try:
-        producer.close(timeout=timeout_s)
-    except KafkaError as error:
-        log.warning("producer closed with records in hand", reason=repr(error))
-        producer._sender.force_close()
+        close_producer(self._producer, timeout_s=5)
 
 
 def _throughput(settings: Settings) -> dict[str, Any]:
