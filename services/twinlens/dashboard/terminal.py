@@ -43,6 +43,12 @@ def _title(view: View, status: str) -> RenderableType:
         )
     elif summary.alerts:
         line.append(f"\n{len(summary.alerts)} past alert(s)", "yellow")
+    if view.snapshot.lost_offsets:
+        line.append(
+            f"\nup to {view.snapshot.lost_offsets:,} comparisons were removed before they were counted", "yellow"
+        )
+    if view.snapshot.error is not None:
+        line.append(f"\nno snapshot is written: {view.snapshot.error}", "yellow")
     return line
 
 
