@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 PYTEST_ARGS ?=
+REPORT ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -53,6 +54,11 @@ lint: venv-test ## ruff and mypy
 .PHONY: test
 test: lint ## lint, then the tests; options in PYTEST_ARGS, as in PYTEST_ARGS='-k sketch'
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+.PHONY: chaos
+chaos: venv-test ## some 40 minutes of faults while tweets stream; needs KAFKA_HOME; REPORT=FILE gets the results
+	TWINLENS_CHAOS_TWEETS=$(or $(TWINLENS_CHAOS_TWEETS),300000) TWINLENS_CHAOS_FAULTS=$(or $(TWINLENS_CHAOS_FAULTS),200) \
+	TWINLENS_CHAOS_REPORT='$(REPORT)' TWINLENS_REQUIRE_KAFKA=1 $(BIN)/pytest tests/chaos -m chaos -s $(PYTEST_ARGS)
 
 .PHONY: bench
 bench: venv-test ## the benchmarks

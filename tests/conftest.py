@@ -54,8 +54,8 @@ def kafka() -> Iterator[str]:
     if address := os.environ.get("TWINLENS_TEST_BOOTSTRAP"):
         yield address
     elif home := kafka_home():
-        with apache_kafka(home) as address:
-            yield address
+        with apache_kafka(home) as cluster:
+            yield cluster.bootstrap()
     elif docker_answers():
         from testcontainers.community.kafka import KafkaContainer
 

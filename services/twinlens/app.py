@@ -50,8 +50,10 @@ class ReplicaDeployment:
         from twinlens.inference.replica import Replica  # noqa: PLC0415
 
         torch.set_num_threads(threads)
-        identity = serve.get_replica_context().replica_id.unique_id
-        self._replica = Replica(settings, f"{settings.application}-{identity}")
+        context = serve.get_replica_context()
+        # A replica that replaces another gets its rank, and so as a static member its partitions, without a rebalance.
+        instance_id = f"{settings.application}-{context.rank.rank}" if settings.kafka.static_membership else None
+        self._replica = Replica(settings, f"{settings.application}-{context.replica_id.unique_id}", instance_id)
         self._replica.start()
         # Ray's worker turns SIGTERM into sys.exit, without the drain that calls __del__.
         atexit.register(self._replica.stop)

@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-from kafka import TopicPartition
+from kafka import OffsetSpec, TopicPartition
+from kafka.errors import RetriableError
 
 from twinlens.broker.client import new_admin, new_consumer
+from twinlens.errors import AskUser
 from twinlens.records import (
     LogitsRecord,
     PredictionRecord,
@@ -27,6 +29,8 @@ from twinlens.settings import Settings
 
 Coordinates = tuple[int, int]  #: partition and offset on the input topic
 EXAMPLES = 10  #: how many missing or diverging tweets a report shows
+COORDINATOR_S = 15.0  #: for the group's coordinator to be found
+OPEN_GRACE_S = 5.0  #: how much longer than its timeout an open transaction may last
 LIVE_S = 3.0  #: a topic that keeps growing is read this much longer
 QUIET_POLLS = 2  #: the end of a topic is believed after this many empty polls past the end offset
 
@@ -139,6 +143,7 @@ def audit(settings: Settings) -> Report:
     Holds two small tuples per tweet in memory. Tweets whose outputs retention has removed count as missing.
     """
     ends = committed_offsets(settings)  # first, so that everything before them is in the outputs
+    _wait_for_open_transactions(settings)
     published = Published()
     for topic, record in read_topics(settings, settings.topics.outputs):
         _collect(published, settings, topic, record)
@@ -150,11 +155,42 @@ def audit(settings: Settings) -> Report:
     return join(consumed, published, settings.compare.score_tolerance)
 
 
+def _wait_for_open_transactions(settings: Settings) -> None:
+    """Wait until what is in the outputs now can be read: an open transaction hides whatever comes after its beginning.
+
+    One that somebody left open when he died ends after `kafka.transaction_timeout_ms`; AskUser if it does not.
+    """
+    admin, consumer = new_admin(settings.kafka), new_consumer(settings.kafka, isolation_level="read_committed")
+    try:
+        partitions = [TopicPartition(t, n) for t in settings.topics.outputs for n in consumer.partitions_for_topic(t)]
+        latest = dict.fromkeys(partitions, OffsetSpec.LATEST)
+        ends = {p: found.offset for p, found in admin.list_partition_offsets(latest).items()}
+        deadline = time.monotonic() + settings.kafka.transaction_timeout_ms / 1000 + OPEN_GRACE_S
+        while behind := [p for p, stable in consumer.end_offsets(partitions).items() if stable < ends[p]]:
+            if time.monotonic() > deadline:
+                raise AskUser(
+                    f"An open transaction hides the end of {behind[0].topic}, partition {behind[0].partition}, for "
+                    "longer than kafka.transaction_timeout_ms. Find it with Kafka's kafka-transactions.sh."
+                )
+            time.sleep(0.2)
+    finally:
+        admin.close()
+        consumer.close()
+
+
 def committed_offsets(settings: Settings) -> dict[int, int]:
     """Committed offset of the group per partition of the input topic."""
     admin = new_admin(settings.kafka)
+    deadline = time.monotonic() + COORDINATOR_S
     try:
-        offsets: Mapping[TopicPartition, Any] = admin.list_group_offsets({settings.group_id: None})[settings.group_id]
+        offsets: Mapping[TopicPartition, Any] | None = None
+        while offsets is None:
+            try:
+                offsets = admin.list_group_offsets({settings.group_id: None})[settings.group_id]
+            except RetriableError:  # on a new cluster the first question makes Kafka create its offsets topic
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
     finally:
         admin.close()
     return {tp.partition: value.offset for tp, value in offsets.items() if tp.topic == settings.topics.input}

@@ -9,7 +9,12 @@ from structlog.tracebacks import ExceptionDictTransformer
 
 
 def configure_logging() -> None:
-    """Call once per process, at its entry point."""
+    """Call once per process, at its entry point.
+
+    In a process of Ray Serve `sys.stderr` is Serve's own log, which takes every line for INFO: a `log_level` of WARNING
+    would lose ours. Hence the original stream, which Ray writes to the worker's file; and no `print`, since Serve's own
+    makes tuples of what goes to other streams.
+    """
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -18,6 +23,6 @@ def configure_logging() -> None:
             structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
             structlog.processors.JSONRenderer(default=str),
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.__stderr__ or sys.stderr),
         cache_logger_on_first_use=True,
     )

@@ -37,6 +37,7 @@ class KafkaSettings(Section):
     group_id: str | None = None
     auto_offset_reset: Literal["earliest", "latest"] = "earliest"
     session_timeout_ms: int = Field(10_000, ge=500)
+    static_membership: bool = False
     max_poll_interval_ms: int = Field(300_000, ge=1_000)
     request_timeout_ms: int = Field(30_000, ge=1_000)
     transaction_timeout_ms: int = Field(10_000, ge=1_000)
@@ -102,6 +103,8 @@ class IntakeSettings(Section):
     text_field: str = "text"
     id_field: str = "id"
     max_text_chars: int = Field(100_000, ge=1)
+    max_consecutive_refusals: int | None = Field(500, ge=1)
+    max_refused_share: float | None = Field(0.5, gt=0, le=1)
     max_buffered_items: int = Field(4_096, ge=1)
     max_buffered_bytes: int = Field(64 * 1024 * 1024, ge=1_024)
 

@@ -6,15 +6,26 @@ import uuid
 from typing import Any
 
 import pytest
+from kafka import ConsumerGroupMetadata
+from kafka.errors import KafkaTimeoutError
+from kafka.future import Future
 
 from tests.integration.helpers import published
 from twinlens.audit import committed_offsets
+from twinlens.broker import publisher as module
 from twinlens.broker import topics
 from twinlens.broker.client import new_consumer
 from twinlens.broker.embedded import embedded_broker
-from twinlens.broker.publisher import AtLeastOncePublisher, OutgoingRecord, Publisher, TransactionalPublisher
+from twinlens.broker.publisher import (
+    AtLeastOncePublisher,
+    OutgoingRecord,
+    Publisher,
+    SourceOffset,
+    TransactionalPublisher,
+)
 from twinlens.errors import RedoWindow, ReplaceReplica
 from twinlens.settings import Settings
+from twinlens.window import Partition
 
 PUBLISHERS = {"exactly_once": TransactionalPublisher, "at_least_once": AtLeastOncePublisher}
 
@@ -25,11 +36,11 @@ def address() -> Any:
         yield found
 
 
-def prepare(address: str) -> tuple[Settings, Any]:
+def prepare(address: str, partitions: int = 1) -> tuple[Settings, Any]:
     """Settings with topics of their own, and a consumer whose group metadata stands for a member's."""
     name = f"contract-{uuid.uuid4().hex[:8]}"
     settings = Settings.load({"application": name, "topics": {"input": name}, "kafka": {"bootstrap_servers": address}})
-    topics.create(settings, 1, 1)
+    topics.create(settings, partitions, 1)
     return settings, new_consumer(settings.kafka, group_id=settings.group_id)
 
 
@@ -37,12 +48,16 @@ def window(settings: Settings, *values: bytes) -> list[OutgoingRecord]:
     return [OutgoingRecord(settings.topics.logits, 0, b"k", value, [("h", b"v")]) for value in values]
 
 
+def up_to(settings: Settings, next_offset: int, partition: int = 0) -> dict[Partition, SourceOffset]:
+    return {(settings.topics.input, partition): SourceOffset(next_offset, "metadata")}
+
+
 @pytest.mark.parametrize("delivery", PUBLISHERS)
 def test_a_window_is_published_in_order_with_keys_and_headers(delivery: str, address: str) -> None:
     settings, member = prepare(address)
     publisher: Publisher = PUBLISHERS[delivery](settings, "p")
     try:
-        publisher.publish(window(settings, b"1", b"2", b"3"), {(settings.topics.input, 0): 3}, member.group_metadata)
+        publisher.publish(window(settings, b"1", b"2", b"3"), up_to(settings, 3), member.group_metadata)
         assert publisher.busy_s == 0
     finally:
         publisher.close()
@@ -59,9 +74,9 @@ def test_a_window_that_is_no_longer_ours_is_redone_and_the_next_one_goes_through
     publisher: Publisher = PUBLISHERS[delivery](settings, "p")
     try:
         with pytest.raises(RedoWindow, match="revoked"):
-            publisher.publish(window(settings, b"1"), {(settings.topics.input, 0): 1}, lambda: None)
+            publisher.publish(window(settings, b"1"), up_to(settings, 1), lambda: None)
         assert committed_offsets(settings) == {}
-        publisher.publish(window(settings, b"2"), {(settings.topics.input, 0): 1}, member.group_metadata)
+        publisher.publish(window(settings, b"2"), up_to(settings, 1), member.group_metadata)
     finally:
         publisher.close()
         member.close()
@@ -74,9 +89,7 @@ def test_a_record_that_no_topic_takes_asks_for_a_new_replica(delivery: str, addr
     publisher: Publisher = PUBLISHERS[delivery](settings, "p")
     try:
         with pytest.raises(ReplaceReplica, match="max_request_bytes"):
-            publisher.publish(
-                window(settings, b"x" * 3_000_000), {(settings.topics.input, 0): 1}, member.group_metadata
-            )
+            publisher.publish(window(settings, b"x" * 3_000_000), up_to(settings, 1), member.group_metadata)
     finally:
         publisher.close()
         member.close()
@@ -88,8 +101,8 @@ def test_readers_never_see_an_aborted_window(kafka: str) -> None:
     publisher = TransactionalPublisher(settings, "p")
     try:
         with pytest.raises(RedoWindow):
-            publisher.publish(window(settings, b"aborted"), {(settings.topics.input, 0): 1}, lambda: None)
-        publisher.publish(window(settings, b"good"), {(settings.topics.input, 0): 1}, member.group_metadata)
+            publisher.publish(window(settings, b"aborted"), up_to(settings, 1), lambda: None)
+        publisher.publish(window(settings, b"good"), up_to(settings, 1), member.group_metadata)
     finally:
         publisher.close()
         member.close()
@@ -98,7 +111,7 @@ def test_readers_never_see_an_aborted_window(kafka: str) -> None:
 
 
 @pytest.mark.kafka
-def test_a_fenced_producer_is_replaced_and_the_window_redone(kafka: str) -> None:
+def test_a_fenced_producer_is_replaced_and_its_window_goes_through(kafka: str) -> None:
     from twinlens.broker.client import new_producer
 
     settings, member = prepare(kafka)
@@ -106,20 +119,75 @@ def test_a_fenced_producer_is_replaced_and_the_window_redone(kafka: str) -> None
     usurper = new_producer(settings.kafka, transactional_id=publisher._transactional_id)
     try:
         usurper.init_transactions()
-        with pytest.raises(RedoWindow):
-            publisher.publish(window(settings, b"fenced"), {(settings.topics.input, 0): 1}, member.group_metadata)
-        publisher.publish(window(settings, b"good"), {(settings.topics.input, 0): 1}, member.group_metadata)
+        publisher.publish(window(settings, b"good"), up_to(settings, 1), member.group_metadata)
     finally:
         publisher.close()
         usurper.close()
         member.close()
     assert [record.value for record in published(settings, "logits")["logits"]] == [b"good"]
+    assert committed_offsets(settings) == {0: 1}
+
+
+@pytest.mark.kafka
+def test_a_window_outlives_a_rebalance_that_began_after_its_claim(kafka: str) -> None:
+    settings, member = prepare(kafka)
+    publisher = TransactionalPublisher(settings, "p")
+    stale = ConsumerGroupMetadata(settings.group_id, 7, "somebody who is no member")
+    claims = iter([stale, stale, member.group_metadata()])
+    try:
+        publisher.publish(window(settings, b"good"), up_to(settings, 1), lambda: next(claims))
+    finally:
+        publisher.close()
+        member.close()
+    assert [record.value for record in published(settings, "logits")["logits"]] == [b"good"]
+    assert committed_offsets(settings) == {0: 1}
+
+
+@pytest.mark.kafka
+def test_offsets_that_the_group_refused_are_not_committed_by_the_next_window(
+    kafka: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAUSES_S", (0.01,))
+    settings, member = prepare(kafka, partitions=2)
+    publisher = TransactionalPublisher(settings, "p")
+    stale = ConsumerGroupMetadata(settings.group_id, 7, "a member that was evicted")
+    try:
+        with pytest.raises(RedoWindow, match="metadata mismatch"):
+            publisher.publish(window(settings, b"redone elsewhere"), up_to(settings, 1), lambda: stale)
+        publisher.publish(window(settings, b"good"), up_to(settings, 1, partition=1), member.group_metadata)
+    finally:
+        publisher.close()
+        member.close()
+    assert [record.value for record in published(settings, "logits")["logits"]] == [b"good"]
+    assert committed_offsets(settings) == {1: 1}
+
+
+@pytest.mark.kafka
+def test_a_window_is_not_committed_without_a_record_that_the_client_gave_up(
+    kafka: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that expires leaves kafka-python's transaction as it is: it can be committed all the same."""
+    settings, member = prepare(kafka)
+    publisher = TransactionalPublisher(settings, "p")
+    given_up = Future()
+
+    def claim() -> Any:
+        if not given_up.is_done:
+            given_up.failure(KafkaTimeoutError("batch expired"))
+        return member.group_metadata()
+
+    try:
+        monkeypatch.setattr(publisher._producer, "send", lambda *_: given_up)
+        publisher.publish(window(settings, b"at the second try"), up_to(settings, 1), claim)
+    finally:
+        publisher.close()
+        member.close()
+    assert [record.value for record in published(settings, "logits")["logits"]] == [b"at the second try"]
+    assert committed_offsets(settings) == {0: 1}
 
 
 def test_a_member_without_a_generation_cannot_commit() -> None:
     """Between an eviction and its callback kafka-python has no generation, and the broker checks none then."""
-    from kafka import ConsumerGroupMetadata
-
     from twinlens.inference.replica import is_member
 
     assert not is_member(ConsumerGroupMetadata("group"))

@@ -42,9 +42,9 @@ def produce(settings: Settings, records: Iterable[tuple[bytes | None, bytes | No
 
 
 @contextlib.contextmanager
-def running_replica(settings: Settings, name: str = "replica-a") -> Iterator[Replica]:
+def running_replica(settings: Settings, name: str = "replica-a", instance_id: str | None = None) -> Iterator[Replica]:
     torch.set_num_threads(2)
-    replica = Replica(settings, name)
+    replica = Replica(settings, name, instance_id)
     replica.start()
     try:
         yield replica

@@ -361,7 +361,7 @@ def test_a_dead_letter_that_kafka_would_not_take_is_cut(new_settings: NewSetting
     assert len(letter.value) > 90_000
 
 
-def test_no_tweet_and_no_password_is_in_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_tweet_and_no_password_is_in_a_traceback(capfd: pytest.CaptureFixture[str]) -> None:
     import structlog
 
     from twinlens.logs import configure_logging
@@ -377,7 +377,7 @@ def test_no_tweet_and_no_password_is_in_a_traceback(capsys: pytest.CaptureFixtur
         thread = WatchedThread("doomed", fail)
         thread.start()
         assert thread.join(5)
-        said = capsys.readouterr().err
+        said = capfd.readouterr().err
     finally:
         structlog.reset_defaults()
     assert "RuntimeError" in said

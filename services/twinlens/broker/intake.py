@@ -18,6 +18,7 @@ from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from twinlens.broker.client import new_consumer
+from twinlens.broker.publisher import SourceOffset
 from twinlens.settings import Settings
 from twinlens.window import Abandoned, Backlog, Item, Partition, Window
 
@@ -26,21 +27,38 @@ log = structlog.get_logger(__name__)
 POLL_MS = 100
 MAX_POLL_RECORDS = 500
 
+MAX_HEARTBEAT_MS = 1_000  #: members hear of a rebalance with a heartbeat, so this is part of every hand-over
+
 Decode = Callable[[Sequence[Any]], list[Item]]  #: ConsumerRecords of one partition to items, in order
+Resume = Callable[[Partition, str], None]  #: a partition begins, with the metadata of its committed offset
 
 
 class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
     """Feeds `backlog` from the input topic as a member of the consumer group.
 
     `run` is the thread's body. On revocation, windows under way may finish for a third of the session timeout; what is
-    left of the revoked partitions is dropped uncommitted and read again by their next owner.
+    left of the revoked partitions is dropped uncommitted and read again by their next owner. `assigned` is called after
+    partitions came, `resume` before the first records of each of them are handed over.
     """
 
-    def __init__(self, settings: Settings, client_id: str, backlog: Backlog, decode: Decode) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        client_id: str,
+        backlog: Backlog,
+        decode: Decode,
+        *,
+        assigned: Callable[[], None],
+        resume: Resume,
+        instance_id: str | None = None,
+    ) -> None:
         kafka = settings.kafka
         self._topic = settings.topics.input
         self._backlog = backlog
         self._decode = decode
+        self._assigned = assigned
+        self._resume = resume
+        self._resumed: set[Partition] = set()
         # Outside a transaction offsets are committed by this very thread, which cannot while it waits in the callback.
         exactly_once = settings.output.delivery == "exactly_once"
         self._release_budget_s = kafka.session_timeout_ms / 3000 if exactly_once else 0.0
@@ -52,11 +70,12 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
             kafka,
             client_id=client_id,
             group_id=settings.group_id,
+            group_instance_id=instance_id,
             auto_offset_reset=kafka.auto_offset_reset,
             isolation_level="read_committed",
             partition_assignment_strategy=[CooperativeStickyAssignor()],
             session_timeout_ms=kafka.session_timeout_ms,
-            heartbeat_interval_ms=kafka.session_timeout_ms // 3,
+            heartbeat_interval_ms=min(kafka.session_timeout_ms // 3, MAX_HEARTBEAT_MS),
             max_poll_interval_ms=kafka.max_poll_interval_ms,
             max_poll_records=MAX_POLL_RECORDS,
         )
@@ -86,15 +105,19 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         for partition, what in abandoned.items():
             self._errands.put(lambda partition=partition, what=what: self._seek_back(partition, what))  # type: ignore[misc]
 
-    def commit(self, window: Window) -> None:
+    def commit(self, window: Window, offsets: Mapping[Partition, SourceOffset]) -> None:
         """Commit a window's offsets outside a transaction (at-least-once delivery)."""
-        self._errands.put(lambda: self._commit(window))
+        self._errands.put(lambda: self._commit(window, offsets))
 
     # The three methods below are called by kafka-python within poll().
 
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        for partition in map(_key, assigned):
+        partitions = [_key(partition) for partition in assigned]
+        for partition in partitions:
             self._epochs[partition] = self._backlog.epoch(partition)
+        self._resumed.difference_update(partitions)
+        if partitions:
+            self._assigned()
         log.info("partitions assigned", partitions=sorted(p for _, p in self._epochs))
 
     def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
@@ -113,10 +136,24 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         log.warning("partitions lost", partitions=sorted(p for _, p in partitions))
 
     def _hand_over(self, polled: dict[TopicPartition, list[Any]]) -> None:
+        # As of the poll: what is asked of the consumer below may change the assignment, and the positions with it.
+        epochs = dict(self._epochs)
         for partition, records in polled.items():
             key = _key(partition)
-            if (epoch := self._epochs.get(key)) is not None:
+            if (epoch := epochs.get(key)) is not None:
+                if key not in self._resumed:
+                    self._begin(partition)
                 self._backlog.fill(key, epoch, self._decode(records))
+
+    def _begin(self, partition: TopicPartition) -> None:
+        """Now that its first records are here, the committed offset is stable: no transaction is pending on it."""
+        try:
+            committed = self._consumer.committed(partition, metadata=True, timeout_ms=5_000)
+        except KafkaError as error:
+            log.warning("committed metadata not known yet", partition=partition.partition, error=repr(error))
+            return  # once more with the next records
+        self._resume(_key(partition), "" if committed is None else committed.metadata)
+        self._resumed.add(_key(partition))
 
     def _pause_or_resume(self) -> None:
         paused = self._consumer.paused()
@@ -149,16 +186,18 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
             if not self._stopping.is_set():
                 self._later.append(lambda: self._seek_back(key, abandoned))
             return
+        if self._backlog.epoch(key) != abandoned.epoch:
+            return
         offset = abandoned.first_offset if committed is None else committed
         self._consumer.seek(partition, offset)
         self._epochs[key] = abandoned.epoch
         log.info("reading again", partition=partition.partition, offset=offset)
 
-    def _commit(self, window: Window) -> None:
+    def _commit(self, window: Window, offsets: Mapping[Partition, SourceOffset]) -> None:
         try:
             if self._backlog.current(window):
                 self._consumer.commit(
-                    {TopicPartition(*p): OffsetAndMetadata(o, "", -1) for p, o in window.next_offsets.items()},
+                    {TopicPartition(*p): OffsetAndMetadata(o.next_offset, o.metadata, -1) for p, o in offsets.items()},
                     timeout_ms=10_000,
                 )
         except KafkaError as error:

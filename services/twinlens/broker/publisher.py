@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +18,8 @@ from twinlens.window import Headers, Partition
 
 log = structlog.get_logger(__name__)
 
+PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6)  #: before another try; a rebalance takes a heartbeat or two
+
 
 class OutgoingRecord(NamedTuple):
     """One record to publish."""
@@ -30,12 +31,21 @@ class OutgoingRecord(NamedTuple):
     headers: Headers
 
 
+class SourceOffset(NamedTuple):
+    """What a window commits of one source partition."""
+
+    next_offset: int  #: the one after its last record
+    metadata: str = ""  #: text that comes back with it to whoever reads on from there
+
+
+Offsets = Mapping[Partition, SourceOffset]
+Claim = Callable[[], Any | None]  #: the group metadata, or None when the window is no longer ours
+
+
 class Publisher(Protocol):
     """Publishes windows. Called by one thread; `busy_s` may be read by any."""
 
-    def publish(
-        self, records: Sequence[OutgoingRecord], offsets: Mapping[Partition, int], claim: Callable[[], Any | None]
-    ) -> None: ...
+    def publish(self, records: Sequence[OutgoingRecord], offsets: Offsets, claim: Claim) -> None: ...
 
     @property
     def busy_s(self) -> float: ...
@@ -85,68 +95,88 @@ class TransactionalPublisher(_Producing):
     3. `claim()`: the group metadata of the member as of now, and only then the question whether the window's
        partitions are still its own. In this order a partition that is lost later needs a newer generation to be
        read by somebody else, and the broker refuses step 4 under the older one.
-    4. `send_offsets_to_transaction`: the offsets after the window's last records, with that metadata; their metadata
-       string is the transactional id, so that a successor can find the transaction that holds them back.
-    5. `commit_transaction`: flushes step 2 and writes the commit markers; `read_committed` readers see the window.
+    4. `send_offsets_to_transaction`: the offsets after the window's last records, with that metadata.
+    5. Wait until every record of step 2 is acknowledged. The client would commit without those that it has given up.
+    6. `commit_transaction`: writes the commit markers; `read_committed` readers see the window.
 
-    Anything that fails before the markers are written aborts the transaction: the outputs stay invisible, the offsets
-    stay where they were. RedoWindow asks for another try, ReplaceReplica says that none would help. A producer that was
-    fenced or cannot abort is replaced by a new one under a new transactional id; the broker aborts what the old one
-    left after `transaction_timeout_ms`.
-    The calls of steps 4 and 5 wait without a limit of their own: `busy_s` lets the health check bound them.
+    What fails before step 6 aborts the transaction: the outputs stay invisible, the offsets stay where they were, and
+    the same window is tried again after a pause, as long as the claim holds. That is how a window outlives a rebalance
+    that began after step 3. What fails in step 6 may have been committed or not: RedoWindow, and the committed offsets
+    say where to read on. ReplaceReplica says that no other try would help.
+
+    To abort is to put a new producer in the place of the old one, under the same transactional id, which is unique to
+    this process: its `init_transactions` ends what is open, within a time limit, also after a fencing.
+    (kafka-python 3.0.12 would send offsets that the group refused along with the next transaction's, whose outputs
+    are not theirs.) What a process leaves when it dies, a successor aborts in the same way (`broker.recovery`), or
+    the broker after `transaction_timeout_ms`. The calls of steps 4 to 6 wait without a limit of their own: `busy_s`
+    lets the health check bound them.
     """
 
-    def __init__(self, settings: Settings, client_id: str) -> None:
+    def __init__(self, settings: Settings, transactional_id: str) -> None:
         super().__init__()
         self._settings = settings
-        self._client_id = client_id
+        self._transactional_id = transactional_id
         self._producer = self._new_producer()
 
-    def publish(
-        self, records: Sequence[OutgoingRecord], offsets: Mapping[Partition, int], claim: Callable[[], Any | None]
-    ) -> None:
-        """Publish one window. `claim` returns the group metadata, or None when the window is no longer ours.
-
-        Raises RedoWindow when nothing was published.
-        """
+    def publish(self, records: Sequence[OutgoingRecord], offsets: Offsets, claim: Claim) -> None:
+        """Publish one window. Raises RedoWindow when nothing was published."""
         self._busy_since = time.monotonic()
         try:
+            for pause_s in (*PAUSES_S, None):
+                failed = self._prepare(records, offsets, claim)
+                if failed is None:
+                    break
+                if pause_s is None:
+                    raise RedoWindow(f"the transaction was aborted: {failed!r}") from failed
+                time.sleep(pause_s)
+            self._commit()
+        finally:
+            self._busy_since = None
+
+    def _prepare(self, records: Sequence[OutgoingRecord], offsets: Offsets, claim: Claim) -> KafkaError | None:
+        """Steps 1 to 5. Returns the error after which the transaction was aborted."""
+        try:
             self._producer.begin_transaction()
-            self._send(self._producer, records)
+            futures = self._send(self._producer, records)
             metadata = claim()
             if metadata is None:
                 raise RedoWindow("its partitions were revoked")
             self._producer.send_offsets_to_transaction(
-                {TopicPartition(*p): OffsetAndMetadata(o, self._transactional_id, -1) for p, o in offsets.items()},
+                {TopicPartition(*p): OffsetAndMetadata(o.next_offset, o.metadata, -1) for p, o in offsets.items()},
                 metadata,
             )
-            self._producer.commit_transaction()
-        except (KafkaError, RedoWindow) as error:
+            self._producer.flush()
+            for future in futures:
+                if future.failed():
+                    raise future.exception
+        except KafkaError as error:
             self._abort(error)
-            raise RedoWindow(f"the transaction was aborted: {error!r}") from error
-        except ReplaceReplica as error:
+            return error
+        except (RedoWindow, ReplaceReplica) as error:
             self._abort(error)
             raise
-        finally:
-            self._busy_since = None
+        return None
+
+    def _commit(self) -> None:
+        """Step 6."""
+        try:
+            self._producer.commit_transaction()
+        except KafkaError as error:
+            self._abort(error)
+            raise RedoWindow(f"the commit did not come through: {error!r}") from error
 
     def close(self) -> None:
         close_producer(self._producer, timeout_s=5)
 
     def _abort(self, reason: Exception) -> None:
         log.warning("transaction aborted", reason=repr(reason))
+        close_producer(self._producer, timeout_s=0)
         try:
-            self._producer.abort_transaction()
-        except KafkaError as error:
-            log.warning("producer replaced", reason=repr(error))
-            close_producer(self._producer, timeout_s=1)
-            try:
-                self._producer = self._new_producer()
-            except (AskUser, KafkaError) as fatal:
-                raise ReplaceReplica(f"no new producer could be made: {fatal}") from fatal
+            self._producer = self._new_producer()
+        except (AskUser, KafkaError) as fatal:
+            raise ReplaceReplica(f"no new producer could be made: {fatal}") from fatal
 
     def _new_producer(self) -> KafkaProducer:
-        self._transactional_id = f"{self._client_id}-{uuid.uuid4().hex[:8]}"
         producer = new_producer(
             self._settings.kafka,
             transactional_id=self._transactional_id,
@@ -167,9 +197,7 @@ class AtLeastOncePublisher(_Producing):
         super().__init__()
         self._producer = new_producer(settings.kafka, client_id=client_id, **_throughput(settings))
 
-    def publish(
-        self, records: Sequence[OutgoingRecord], offsets: Mapping[Partition, int], claim: Callable[[], Any | None]
-    ) -> None:
+    def publish(self, records: Sequence[OutgoingRecord], offsets: Offsets, claim: Claim) -> None:
         """Publish one window and wait until every record is acknowledged. Raises RedoWindow when one was not."""
         self._busy_since = time.monotonic()
         try:

@@ -1,4 +1,5 @@
-"""One replica: a member of the consumer group with its own copy of the model. Three threads, bounded hand-overs:
+"""One replica: a member of the consumer group with its own copy of the model. Three threads with bounded hand-overs,
+and one that ends what dead members left open (`broker.recovery`):
 
     intake ──backlog──▶ compute ──one window──▶ publish
       ▲                                            │
@@ -14,6 +15,7 @@ import queue
 import random
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +25,8 @@ import structlog
 
 from twinlens.broker import topics
 from twinlens.broker.intake import Intake
-from twinlens.broker.publisher import AtLeastOncePublisher, Publisher, TransactionalPublisher
+from twinlens.broker.publisher import AtLeastOncePublisher, Publisher, SourceOffset, TransactionalPublisher
+from twinlens.broker.recovery import Recovery, transactional_id
 from twinlens.errors import RedoWindow, ReplaceReplica
 from twinlens.inference.batching import CostModel, Limits, split, window_size
 from twinlens.inference.compare import compare
@@ -35,6 +38,7 @@ from twinlens.inference.observations import Observations
 from twinlens.inference.outputs import OutputWriter
 from twinlens.inference.predict import PredictPath
 from twinlens.inference.raw import RawPath, RawTokenizer
+from twinlens.inference.refusals import RefusalLimit, encode
 from twinlens.settings import BatchingSettings, PathSettings, PredictSettings, Settings
 from twinlens.threads import WatchedThread
 from twinlens.window import Backlog, Item, Window
@@ -58,9 +62,9 @@ class Paths:
 
 
 class Replica:
-    """Wires the stages together. `name` is unique among living replicas."""
+    """Wires the stages together. `name` is unique among living replicas; `instance_id` makes it a static member."""
 
-    def __init__(self, settings: Settings, name: str) -> None:
+    def __init__(self, settings: Settings, name: str, instance_id: str | None = None) -> None:
         self.name = name
         self._settings = settings
         self._batching = settings.batching
@@ -82,9 +86,22 @@ class Replica:
         self._writer = OutputWriter(settings, name)
         self._backlog = Backlog(settings.intake.max_buffered_items, settings.intake.max_buffered_bytes)
         decoder = Decoder(settings, RawTokenizer(raw_model, settings.raw))
-        self._intake = Intake(settings, name, self._backlog, decoder)
+        self._refusals = RefusalLimit(settings.intake)
+        own_id = transactional_id(settings.group_id, instance_id or name, uuid.uuid4().hex[:8])
+        self._recovery = Recovery(settings.kafka, settings.group_id, own_id)
+        self._intake = Intake(
+            settings,
+            name,
+            self._backlog,
+            decoder,
+            assigned=self._recovery.ask,
+            resume=self._refusals.resume,
+            instance_id=instance_id,
+        )
         exactly_once = settings.output.delivery == "exactly_once"
-        self._publisher: Publisher = (TransactionalPublisher if exactly_once else AtLeastOncePublisher)(settings, name)
+        self._publisher: Publisher = (
+            TransactionalPublisher(settings, own_id) if exactly_once else AtLeastOncePublisher(settings, name)
+        )
         self._commit_outside = None if exactly_once else self._intake.commit
         self._compared: queue.Queue[ComparedWindow | None] = queue.Queue(maxsize=1)
         self._changes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -94,6 +111,7 @@ class Replica:
             WatchedThread("intake", self._intake.run),
             WatchedThread("compute", self._compute),
             WatchedThread("publish", self._publish),
+            *([WatchedThread("recovery", self._recovery.run)] if exactly_once else []),
         ]
 
     def start(self) -> None:
@@ -109,12 +127,13 @@ class Replica:
     def _stop(self, timeout_s: float) -> None:
         self._stopping = True
         self._backlog.close()
-        _, compute, publish = self._threads
+        _, compute, publish, *_ = self._threads
         deadline = time.monotonic() + timeout_s
         for thread in (compute, publish):
             if not thread.join(max(0.0, deadline - time.monotonic())):
                 log.warning("thread did not end in time; its window will be read again", thread=thread.name)
         self._intake.stop()
+        self._recovery.stop()
         self._threads[0].join(LEAVE_S)
         self._publisher.close()
         log.info("replica stopped", replica=self.name)
@@ -178,12 +197,15 @@ class Replica:
         window = done.window
         if not self._backlog.current(window):
             raise RedoWindow("its partitions were revoked")
+        refusals = self._refusals.after(window)
+        offsets = {p: SourceOffset(offset, encode(refusals[p])) for p, offset in window.next_offsets.items()}
         records = self._writer.records(done, now_ms=time.time_ns() // 1_000_000)
-        self._publisher.publish(records, window.next_offsets, lambda: self._claim(window))
+        self._publisher.publish(records, offsets, lambda: self._claim(window))
+        self._refusals.committed(refusals)
         if self._commit_outside is None:
             self._backlog.finish(window)
         else:
-            self._commit_outside(window)
+            self._commit_outside(window, offsets)
 
     def _claim(self, window: Window) -> Any | None:
         metadata = self._intake.group_metadata()
