@@ -9,7 +9,8 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "module", ["fields", "sketch", "rates", "monitor.statistics", "monitor.divergence", "cli.letters"]
+    "module",
+    ["fields", "sketch", "rates", "monitor.statistics", "monitor.divergence", "monitor.snapshot", "cli.letters"],
 )
 def test_examples(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"twinlens.{module}"))

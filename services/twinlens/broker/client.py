@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.errors import (
     AuthorizationError,
+    BrokerNotAvailableError,
     KafkaConfigurationError,
     KafkaConnectionError,
     KafkaError,
     KafkaTimeoutError,
     MetadataEmptyBrokerList,
+    RetriableError,
     SaslAuthenticationFailedError,
+    UnknownBrokerIdError,
     UnsupportedSaslMechanismError,
 )
 
@@ -24,6 +27,10 @@ from twinlens.settings import KafkaSettings
 
 log = structlog.get_logger(__name__)
 
+TRANSIENT: Final = (RetriableError, BrokerNotAvailableError, UnknownBrokerIdError)
+"""What passes by itself: the same client may try again. The last two come while brokers come and go, though
+kafka-python does not call them retriable. All other errors (rights, credentials, a corrupt batch) need somebody, or at
+least another client."""
 BOOTSTRAP_TIMEOUT_MS = 10_000
 
 
@@ -93,6 +100,15 @@ def new_admin(kafka: KafkaSettings) -> KafkaAdminClient:
         return KafkaAdminClient(**connection(kafka))
 
 
+def close_producer(producer: KafkaProducer, timeout_s: float) -> None:
+    """Close also a producer that cannot flush any more: what it holds will be published by another one."""
+    try:
+        producer.close(timeout=timeout_s)
+    except KafkaError as error:
+        log.warning("producer closed with records in hand", reason=repr(error))
+        producer._sender.force_close()
+
+
 @contextmanager
 def asking_user(kafka: KafkaSettings) -> Iterator[None]:
     """Turn what only a person can mend (address, credentials, rights) into AskUser."""
@@ -116,4 +132,13 @@ def asking_user(kafka: KafkaSettings) -> Iterator[None]:
         raise AskUser(f"The Kafka settings do not work: {error}.") from None
 
 
-__all__ = ["KafkaError", "asking_user", "close_producer", "connection", "new_admin", "new_consumer", "new_producer"]
+__all__ = [
+    "TRANSIENT",
+    "KafkaError",
+    "asking_user",
+    "close_producer",
+    "connection",
+    "new_admin",
+    "new_consumer",
+    "new_producer",
+]

@@ -55,7 +55,7 @@ def doctor(config: ConfigOption = None, bootstrap_servers: BrokersOption = None,
         chosen = loaded[0]
         check("device", lambda: _device(chosen))
         check("broker", lambda: _broker(chosen))
-        check("topics", lambda: f"{topics.check(chosen)} partitions each")
+        check("topics", lambda: f"{topics.check(chosen)} partitions of the input and each output")
         check("raw", lambda: _model(chosen, predict=False))
         check("predict", lambda: _model(chosen, predict=True))
     if wrong:
