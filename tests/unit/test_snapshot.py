@@ -125,7 +125,7 @@ class TestWhatCannotBeUsed:
         """A field with a default may be added: then only the digest changes. Whatever else changes needs a VERSION."""
         shape = msgspec.json.schema(Snapshot)
         text = json.dumps(_without_descriptions(shape), sort_keys=True)
-        assert (VERSION, hashlib.blake2b(text.encode(), digest_size=6).hexdigest()) == (1, "9f0d020f380d")
+        assert (VERSION, hashlib.blake2b(text.encode(), digest_size=6).hexdigest()) == (1, "7ca392e2bedd")
 
 
 def _without_descriptions(node: Any) -> Any:

@@ -100,15 +100,6 @@ def new_admin(kafka: KafkaSettings) -> KafkaAdminClient:
         return KafkaAdminClient(**connection(kafka))
 
 
-def close_producer(producer: KafkaProducer, timeout_s: float) -> None:
-    """Close also a producer that cannot flush any more: what it holds will be published by another one."""
-    try:
-        producer.close(timeout=timeout_s)
-    except KafkaError as error:
-        log.warning("producer closed with records in hand", reason=repr(error))
-        producer._sender.force_close()
-
-
 @contextmanager
 def asking_user(kafka: KafkaSettings) -> Iterator[None]:
     """Turn what only a person can mend (address, credentials, rights) into AskUser."""
