@@ -176,7 +176,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         except KafkaError as error:
             log.warning("committed metadata not known yet", partition=partition.partition, error=repr(error))
             return  # once more with the next records
-        self._resume(_key(partition), "" if committed is None else committed.metadata)
+        self._resume(_key(partition), (committed and committed.metadata) or "")
         self._resumed.add(_key(partition))
 
     def _pause_or_resume(self) -> None:
