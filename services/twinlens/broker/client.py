@@ -69,13 +69,32 @@ def new_consumer(kafka: KafkaSettings, **arguments: Any) -> KafkaConsumer:
 def new_producer(kafka: KafkaSettings, **arguments: Any) -> KafkaProducer:
     """An idempotent producer (transactional with `transactional_id`) that creates no topic."""
     with asking_user(kafka):
-        return KafkaProducer(
+        producer = KafkaProducer(
             **connection(kafka),
             allow_auto_create_topics=False,
             metrics_enabled=False,
             max_request_size=kafka.max_request_bytes,
             **arguments,
         )
+    _outlive_unreachable_coordinators(producer)
+    return producer
+
+
+def _outlive_unreachable_coordinators(producer: KafkaProducer) -> None:
+    """Let `await_ready` say no where it raises. After an exception kafka-python 3.0.12 forgets the request that it was
+    about to send to a coordinator, and whoever waits for the answer waits for ever; after a no it tries again.
+    """
+    client = producer._sender._client
+    await_ready = client.await_ready
+
+    def ready(node_id: Any, timeout_ms: float) -> bool:
+        try:
+            return bool(await_ready(node_id, timeout_ms=timeout_ms))
+        except KafkaError as error:
+            log.info("broker not reachable", node=node_id, error=repr(error))
+            return False
+
+    client.await_ready = ready
 
 
 def close_producer(producer: KafkaProducer, timeout_s: float) -> None:
