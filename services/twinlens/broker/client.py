@@ -88,8 +88,8 @@ def new_producer(kafka: KafkaSettings, **arguments: Any) -> KafkaProducer:
 
 
 def _outlive_unreachable_coordinators(producer: KafkaProducer) -> None:
-    """Let `await_ready` say no where it raises. After an exception kafka-python 3.0.12 forgets the transactional
-    request that it was about to send to a coordinator, and who waits for it waits for ever; after a no it tries again.
+    """Let `await_ready` say no where it raises. After an exception kafka-python 3.0.12 forgets the request that it was
+    about to send to a coordinator, and whoever waits for the answer waits for ever; after a no it tries again.
     """
     client = producer._sender._client
     await_ready = client.await_ready
