@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import structlog
 
-from twinlens.broker import topics
+from twinlens.broker import access
 from twinlens.broker.intake import Intake
 from twinlens.broker.publisher import AtLeastOncePublisher, Publisher, SourceOffset, TransactionalPublisher
 from twinlens.broker.recovery import Recovery, transactional_id
@@ -69,7 +69,7 @@ class Replica:
         self._settings = settings
         self._batching = settings.batching
         self._predict = settings.predict
-        topics.check(settings)
+        access.check_application(settings)
         device = resolve_device(settings.device)
         raw_model = load_model(*settings.model_of(settings.raw), settings.raw.dtype, device)
         same = (settings.model_of(settings.raw), settings.raw.dtype) == (

@@ -16,7 +16,7 @@ import structlog
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
-from twinlens.broker.client import new_consumer
+from twinlens.broker.client import naming_denials, new_consumer
 from twinlens.broker.lag import LagProbe
 from twinlens.errors import AskUser
 from twinlens.monitor.divergence import State
@@ -86,7 +86,12 @@ class Monitor:
             )
 
     def _follow(self) -> None:
-        """The monitor thread: every record of the two topics, from the beginning."""
+        """The monitor thread. Raises AskUser when an ACL is missing."""
+        with naming_denials(self._settings.kafka, "Read"):
+            self._follow_topics()
+
+    def _follow_topics(self) -> None:
+        """Every record of the two topics, from the beginning."""
         consumer = new_consumer(self._settings.kafka, isolation_level="read_committed", auto_offset_reset="earliest")
         try:
             ends = self._assign(consumer)
