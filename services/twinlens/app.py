@@ -54,7 +54,9 @@ class ReplicaDeployment:
         context = serve.get_replica_context()
         # A replica that replaces another gets its rank, and so as a static member its partitions, without a rebalance.
         instance_id = f"{settings.application}-{context.rank.rank}" if settings.kafka.static_membership else None
-        self._replica = Replica(settings, f"{settings.application}-{context.replica_id.unique_id}", instance_id)
+        self._replica = Replica(
+            settings.with_secrets(), f"{settings.application}-{context.replica_id.unique_id}", instance_id
+        )
         self._replica.start()
         # Ray's worker turns SIGTERM into sys.exit, without the drain that calls __del__.
         atexit.register(self._replica.stop)
@@ -90,7 +92,7 @@ class MonitorDeployment:
 
     def __init__(self, settings: Settings, replicas: DeploymentHandle[Any]) -> None:
         configure_logging()
-        self._monitor = MonitorBody(settings)
+        self._monitor = MonitorBody(settings.with_secrets())
         self._monitor.start()
 
     def check_health(self) -> None:
@@ -118,6 +120,8 @@ def build(args: dict[str, Any] | None = None) -> Application:
 
 def application(settings: Settings, **replica_options: Any) -> Application:
     """The Serve application; `replica_options` are those of `serve.deployment` for the replicas."""
+    # Ray keeps what is bound, in its own store and beyond a change of passwords: each process reads secrets itself.
+    settings = settings.without_secrets()
     replicas = ReplicaDeployment.options(**replica_options).bind(settings)  # type: ignore[attr-defined]
     return MonitorDeployment.bind(settings, replicas)  # type: ignore[attr-defined, no-any-return]
 

@@ -15,7 +15,7 @@ import numpy as np
 from kafka import OffsetSpec, TopicPartition
 from kafka.errors import RetriableError
 
-from twinlens.broker.client import new_admin, new_consumer
+from twinlens.broker.client import naming_denials, new_admin, new_consumer
 from twinlens.broker.deadletters import letter_of
 from twinlens.broker.reading import read_topics
 from twinlens.errors import AskUser
@@ -148,17 +148,19 @@ def audit(settings: Settings) -> Report:
 
     Holds two small tuples per tweet in memory. Tweets whose outputs retention has removed count as missing.
     """
-    ends = committed_offsets(settings)  # first, so that everything before them is in the outputs
-    _wait_for_open_transactions(settings)
-    published = Published()
-    for topic, record in read_topics(settings, settings.topics.outputs):
-        _collect(published, settings, topic, record)
-    consumed = (
-        (record.partition, record.offset)
-        for _, record in read_topics(settings, (settings.topics.input,))
-        if record.offset < ends.get(record.partition, 0)
-    )
-    return join(consumed, published, settings.compare.score_tolerance)
+    with naming_denials(settings.kafka, "Describe", group=settings.group_id):
+        ends = committed_offsets(settings)  # first, so that everything before them is in the outputs
+    with naming_denials(settings.kafka, "Read"):
+        _wait_for_open_transactions(settings)
+        published = Published()
+        for topic, record in read_topics(settings, settings.topics.outputs):
+            _collect(published, settings, topic, record)
+        consumed = (
+            (record.partition, record.offset)
+            for _, record in read_topics(settings, (settings.topics.input,))
+            if record.offset < ends.get(record.partition, 0)
+        )
+        return join(consumed, published, settings.compare.score_tolerance)
 
 
 def _wait_for_open_transactions(settings: Settings) -> None:

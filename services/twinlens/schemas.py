@@ -18,8 +18,9 @@ import msgspec
 
 from twinlens import __version__, records
 from twinlens.errors import RefusalReason
+from twinlens.kafka_settings import KafkaSettings
 from twinlens.records import Record, encode
-from twinlens.settings import OUTPUTS, IntakeSettings, KafkaSettings, Settings, TopicSettings
+from twinlens.settings import OUTPUTS, IntakeSettings, Settings, TopicSettings
 
 Schema = dict[str, Any]
 

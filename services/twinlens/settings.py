@@ -1,20 +1,31 @@
 """Every setting, in one typed tree. Only entry points (`cli`, `app.build`) read the environment.
 
-`Settings.load(args)` merges, later wins: defaults, `args` (the `args` of the Serve config file), the environment.
-Variables are `TWINLENS_` + the path with `__` between its parts: `TWINLENS_KAFKA__BOOTSTRAP_SERVERS=kafka:9092`.
-`docs/settings.md` describes each one; a test fails when one is missing there.
+`Settings.load(args)` merges, later wins: defaults, `args` (the `args` of the Serve config file), files in the secrets
+folder, the environment. Variables and files are named `TWINLENS_` + the path with `__` between its parts:
+`TWINLENS_KAFKA__BOOTSTRAP_SERVERS=kafka:9092`. `docs/settings.md` describes each one; a test fails when one is missing
+there. Secrets stay in the process that read them: see `Settings.without_secrets`.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from twinlens.errors import AskUser
+from twinlens.kafka_settings import SECRETS, KafkaSettings, Section
+from twinlens.secret_files import SECRETS_DIR, SecretFiles
 
 ENV_PREFIX = "TWINLENS_"
 DEMO_MODEL = str(Path(__file__).parent / "data" / "demo-model")
@@ -26,43 +37,6 @@ ONE_MODEL = (
     "paths: leave predict.model and predict.revision out, or set predict.mode to full"
 )
 OUTPUTS = ("logits", "predictions", "divergences", "comparisons", "dlq")
-
-
-class Section(BaseModel):
-    """A branch of the tree: unknown names are errors, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-class KafkaSettings(Section):
-    """How to reach the cluster and how to behave as a member of the consumer group."""
-
-    bootstrap_servers: str = "127.0.0.1:9092"
-    group_id: str | None = None
-    auto_offset_reset: Literal["earliest", "latest"] = "earliest"
-    session_timeout_ms: int = Field(10_000, ge=500)
-    static_membership: bool = False
-    max_poll_interval_ms: int = Field(300_000, ge=1_000)
-    request_timeout_ms: int = Field(30_000, ge=1_000)
-    transaction_timeout_ms: int = Field(10_000, ge=1_000)
-    max_request_bytes: int = Field(2 * 1024 * 1024, ge=1_024)
-    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
-    sasl_username: str | None = None
-    sasl_password: SecretStr | None = None
-    ssl_cafile: str | None = None
-    ssl_certfile: str | None = None
-    ssl_keyfile: str | None = None
-    ssl_password: SecretStr | None = None
-    ssl_check_hostname: bool = True
-
-    @model_validator(mode="after")
-    def _sasl_is_complete(self) -> Self:
-        if self.security_protocol.startswith("SASL") and not (
-            self.sasl_mechanism and self.sasl_username and self.sasl_password
-        ):
-            raise ValueError(f"{self.security_protocol} needs sasl_mechanism, sasl_username and sasl_password")
-        return self
 
 
 class TopicSettings(Section):
@@ -203,7 +177,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return env_settings, init_settings
+        return env_settings, SecretFiles(settings_cls, ENV_PREFIX), init_settings
 
     @model_validator(mode="after")
     def _objective_fits(self) -> Self:
@@ -219,16 +193,33 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls, args: dict[str, Any] | None = None) -> Self:
-        """Settings from `args` and the environment; AskUser with one line per wrong value."""
-        try:
-            return cls(**(args or {}))
-        except SettingsError as error:
-            raise AskUser(f"Wrong settings: {error}. See docs/settings.md.") from None
-        except ValidationError as error:
-            wrong = "; ".join(
-                f"{'.'.join(str(part) for part in e['loc']) or 'settings'}: {e['msg']}" for e in error.errors()
+        """Settings from `args`, the secrets folder and the environment; AskUser with one line per wrong value.
+
+        AskUser also where `args` hold a secret: Ray shows them to whoever opens its dashboard.
+        """
+        args = args or {}
+        kafka = args.get("kafka")
+        if isinstance(kafka, dict) and (shown := [name for name in SECRETS if kafka.get(name) is not None]):
+            raise AskUser(
+                f"kafka.{shown[0]} must not stand in the args of a config file, which `serve status` and the Ray "
+                f"dashboard show. Set {_variable(shown[0])}, or put it into a file of that name in the folder that "
+                f"{SECRETS_DIR} names."
             )
-            raise AskUser(f"Wrong settings: {wrong}. See docs/settings.md.") from None
+        with _asking_user():
+            return cls(**args)
+
+    def without_secrets(self) -> Self:
+        """What may leave this process: Ray keeps the arguments of actors, and a restarted one would get old secrets."""
+        return self.model_copy(update={"kafka": self.kafka.model_copy(update=dict.fromkeys(SECRETS))})
+
+    def with_secrets(self) -> Self:
+        """These settings with the secrets of this process's environment and secrets folder; AskUser where one lacks."""
+        found = dict.fromkeys(SECRETS)
+        with _asking_user():
+            for source in (SecretFiles(type(self), ENV_PREFIX), EnvSettingsSource(type(self))):
+                found |= {name: value for name, value in source().get("kafka", {}).items() if name in SECRETS}
+            kafka = KafkaSettings.model_validate({**self.kafka.model_dump(), **found})
+        return self.model_copy(update={"kafka": kafka})
 
     @property
     def group_id(self) -> str:
@@ -245,3 +236,27 @@ class Settings(BaseSettings):
         if path.model is not None:
             return path.model, path.revision
         return self.raw.model, path.revision or self.raw.revision
+
+
+def own_variables(names: Iterable[str]) -> list[str]:
+    """Those of the environment's `names` that `Settings.load` reads."""
+    firsts = {f"{ENV_PREFIX}{field.upper()}" for field in Settings.model_fields}
+    return [name for name in names if name.upper().split("__")[0] in firsts or name == SECRETS_DIR]
+
+
+def _variable(name: str) -> str:
+    return f"{ENV_PREFIX}KAFKA__{name.upper()}"
+
+
+@contextmanager
+def _asking_user() -> Iterator[None]:
+    """Turn what is wrong with the settings into AskUser, in one line that quotes no value."""
+    try:
+        yield
+    except SettingsError as error:
+        raise AskUser(f"Wrong settings: {error}. See docs/settings.md.") from None
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(str(part) for part in e['loc']) or 'settings'}: {e['msg']}" for e in error.errors()
+        )
+        raise AskUser(f"Wrong settings: {wrong}. See docs/settings.md.") from None

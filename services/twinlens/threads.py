@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import structlog
 
-from twinlens.errors import ReplaceReplica
+from twinlens.errors import ReplaceReplica, TwinlensError
 
 log = structlog.get_logger(__name__)
 
@@ -32,7 +32,8 @@ class WatchedThread:
     def check(self) -> None:
         """Raises ReplaceReplica once the thread has died of an exception."""
         if self.error is not None:
-            raise ReplaceReplica(f"the {self.name} thread died: {self.error!r}") from self.error
+            reason = self.error if isinstance(self.error, TwinlensError) else repr(self.error)
+            raise ReplaceReplica(f"the {self.name} thread died: {reason}") from self.error
 
     def _run(self) -> None:
         try:

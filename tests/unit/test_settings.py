@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pickle
 import re
 import traceback
 import types
@@ -19,7 +20,8 @@ from pydantic.fields import FieldInfo
 
 import twinlens
 from twinlens.errors import AskUser
-from twinlens.settings import DEMO_MODEL, ENV_PREFIX, Settings
+from twinlens.kafka_settings import SECRETS
+from twinlens.settings import DEMO_MODEL, ENV_PREFIX, Settings, _asking_user, own_variables
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
 SECRET = "hunter2-and-more"
@@ -29,6 +31,8 @@ SASL = {
     "sasl_username": "somebody",
     "sasl_password": SECRET,
 }
+PROTOCOLS = ("SASL_PLAINTEXT", "SASL_SSL")
+MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 TYPES = {str: "text", int: "integer", float: "number", bool: "boolean", SecretStr: "secret"}
 
 
@@ -105,9 +109,11 @@ def test_the_documented_variable_reaches_the_setting(name: str, monkeypatch: pyt
     """A value that cannot be right must be refused under this very name; text takes any, and is found there."""
     variable = _rows()[name][0].strip("`")
     if "text" in _rows()[name][1].split() or "secret" in _rows()[name][1]:
-        monkeypatch.setenv(variable, "x-y")
+        given = "https://x-y" if name.endswith("_url") else "x-y"
+        monkeypatch.setenv("TWINLENS_KAFKA__SSL_CERTFILE", given)  # without it ssl_keyfile is refused
+        monkeypatch.setenv(variable, given)
         found = {path: value for path, _, value in _leaves(Settings, Settings.load())}[name]
-        assert found.get_secret_value() == "x-y" if isinstance(found, SecretStr) else found == "x-y"
+        assert found.get_secret_value() == given if isinstance(found, SecretStr) else found == given
     else:
         monkeypatch.setenv(variable, "[]")
         with pytest.raises(AskUser, match=re.escape(name)):
@@ -177,21 +183,148 @@ def test_an_unknown_name_in_the_environment_is_named(monkeypatch: pytest.MonkeyP
         Settings.load()
 
 
-@pytest.mark.parametrize("missing", ["sasl_mechanism", "sasl_username", "sasl_password"])
-@pytest.mark.parametrize("protocol", ["SASL_PLAINTEXT", "SASL_SSL"])
-def test_sasl_needs_all_three(protocol: str, missing: str) -> None:
-    complete = {**SASL, "security_protocol": protocol}
-    assert Settings.load({"kafka": complete}).kafka.sasl_password is not None
-    with pytest.raises(AskUser, match=f"kafka.*{protocol} needs.*{missing}"):
-        Settings.load({"kafka": {name: value for name, value in complete.items() if name != missing}})
+OAUTH = {
+    "security_protocol": "SASL_SSL",
+    "sasl_mechanism": "OAUTHBEARER",
+    "sasl_oauth_token_url": "https://login/token",
+    "sasl_oauth_client_id": "somebody",
+    "sasl_oauth_client_secret": SECRET,
+}
+COMPLETE = [
+    *({**SASL, "security_protocol": p, "sasl_mechanism": m} for p in PROTOCOLS for m in MECHANISMS),
+    *({**OAUTH, "security_protocol": p} for p in PROTOCOLS),
+]
+
+
+@pytest.mark.parametrize("complete", COMPLETE)
+def test_each_mechanism_names_what_it_lacks(complete: dict[str, str]) -> None:
+    assert Settings(kafka=complete).kafka.sasl_mechanism == complete["sasl_mechanism"]
+    for missing in set(complete) - {"security_protocol"}:
+        with pytest.raises(AskUser, match=f"kafka: .*{complete['security_protocol']} .*needs {missing}") as caught:
+            _load({name: value for name, value in complete.items() if name != missing})
+        assert not any(f"needs {name}" in str(caught.value) for name in set(complete) - {missing})
+
+
+def _load(kafka: dict[str, str]) -> Settings:
+    """As `Settings.load`, but for secrets in the arguments."""
+    with _asking_user():
+        return Settings(kafka=kafka)
+
+
+def test_all_that_is_missing_is_named_together() -> None:
+    with pytest.raises(AskUser, match="SASL_SSL with PLAIN needs sasl_username and sasl_password;"):
+        Settings.load({"kafka": {"security_protocol": "SASL_SSL", "sasl_mechanism": "PLAIN"}})
+
+
+def test_a_token_file_needs_nothing_else_and_no_second_source() -> None:
+    file = {"security_protocol": "SASL_SSL", "sasl_mechanism": "OAUTHBEARER", "sasl_oauth_token_file": "/token"}
+    assert Settings.load({"kafka": file}).kafka.sasl_oauth_token_file == "/token"
+    with pytest.raises(AskUser, match="exclude each other"):
+        Settings.load({"kafka": {**file, "sasl_oauth_token_url": "https://login/token"}})
+
+
+@pytest.mark.parametrize("url", ["http://login/token", "ftp://login", "login/token", "file:///etc/passwd", "https://"])
+def test_the_clients_secret_goes_nowhere_in_clear(url: str) -> None:
+    with pytest.raises(AskUser, match="sasl_oauth_token_url must be an https address"):
+        Settings.load({"kafka": {"sasl_oauth_token_url": url}})
+    assert Settings.load({"kafka": {"sasl_oauth_token_url": "http://127.0.0.1:80/t"}})
+
+
+def test_a_key_needs_its_certificate() -> None:
+    with pytest.raises(AskUser, match="ssl_keyfile needs ssl_certfile"):
+        Settings.load({"kafka": {"security_protocol": "SSL", "ssl_keyfile": "key.pem"}})
 
 
 def test_ssl_needs_no_sasl() -> None:
     assert Settings.load({"kafka": {"security_protocol": "SSL"}}).kafka.sasl_mechanism is None
 
 
+def test_only_the_section_kafka_has_secrets() -> None:
+    """`without_secrets`, `with_secrets` and the refusal in `args` know no others."""
+    secret = {name for name, (field, _) in LEAVES.items() if SecretStr in get_args(field.annotation)}
+    assert secret == {f"kafka.{name}" for name in SECRETS}
+    assert {"sasl_password", "ssl_password", "sasl_oauth_client_secret"} == set(SECRETS)
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_in_args_is_refused_and_where_it_belongs_is_named(name: str) -> None:
+    with pytest.raises(
+        AskUser, match=rf"kafka\.{name} .*TWINLENS_KAFKA__{name.upper()}.*TWINLENS_SECRETS_DIR"
+    ) as caught:
+        Settings.load({"kafka": {name: SECRET}})
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    assert Settings.load({"kafka": {name: None}})
+
+
+def test_secrets_stay_in_the_process_that_read_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWINLENS_KAFKA__SASL_PASSWORD", SECRET)
+    settings = Settings.load({"kafka": {name: value for name, value in SASL.items() if name != "sasl_password"}})
+    sent = pickle.dumps(settings.without_secrets())
+    assert SECRET.encode() in pickle.dumps(settings), "else the next line says nothing"
+    assert SECRET.encode() not in sent
+
+    monkeypatch.setenv("TWINLENS_KAFKA__SASL_PASSWORD", "rotated")
+    monkeypatch.setenv("TWINLENS_KAFKA__SASL_USERNAME", "another")
+    received = pickle.loads(sent).with_secrets()
+    assert received.kafka.sasl_password.get_secret_value() == "rotated"
+    assert received.kafka.sasl_username == "somebody", "only secrets are read again"
+    assert received.without_secrets() == settings.without_secrets()
+
+    monkeypatch.delenv("TWINLENS_KAFKA__SASL_PASSWORD")
+    with pytest.raises(AskUser, match="needs sasl_password; secrets come from the environment"):
+        pickle.loads(sent).with_secrets()
+
+
+def test_secret_files_win_over_args_and_yield_to_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    mounted = tmp_path / "..data"  # as Kubernetes mounts them: links to files in a folder that is swapped
+    mounted.mkdir()
+    values = {"SASL_PASSWORD": f" {SECRET} \r\n", "SSL_PASSWORD": "file", "GROUP_ID": "file", "SASL_USERNAME": "file\n"}
+    for name, value in values.items():
+        (mounted / f"TWINLENS_KAFKA__{name}").write_bytes(value.encode())
+        (tmp_path / f"TWINLENS_KAFKA__{name}").symlink_to(mounted / f"TWINLENS_KAFKA__{name}")
+    (tmp_path / "keystore.jks").write_bytes(b"\xff\xfe not text")
+    monkeypatch.setenv("TWINLENS_SECRETS_DIR", str(tmp_path))
+    monkeypatch.setenv("TWINLENS_KAFKA__SSL_PASSWORD", "environment")
+    kafka = Settings.load({"kafka": {"group_id": "args", "auto_offset_reset": "latest"}}).kafka
+    assert kafka.sasl_password is not None
+    assert kafka.ssl_password is not None
+    assert kafka.sasl_password.get_secret_value() == f" {SECRET} ", "only the line end is the editor's"
+    assert kafka.ssl_password.get_secret_value() == "environment"
+    assert (kafka.group_id, kafka.sasl_username, kafka.auto_offset_reset) == ("file", "file", "latest")
+    again = Settings.load().without_secrets().with_secrets().kafka
+    assert again.sasl_password == kafka.sasl_password
+
+
+def test_what_is_wrong_with_secret_files_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TWINLENS_SECRETS_DIR", str(tmp_path / "nowhere"))
+    with pytest.raises(AskUser, match=r'directory ".*nowhere" does not exist'):
+        Settings.load()
+    monkeypatch.setenv("TWINLENS_SECRETS_DIR", str(tmp_path))
+    (tmp_path / "TWINLENS_KAFKA__NOPE").write_text(SECRET)
+    with pytest.raises(AskUser, match=r"kafka\.nope") as caught:
+        Settings.load()
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    (tmp_path / "TWINLENS_KAFKA__NOPE").write_bytes(b"\xff")
+    with pytest.raises(AskUser, match="TWINLENS_KAFKA__NOPE in the secrets folder cannot be read"):
+        Settings.load()
+
+
+def test_variables_of_settings_are_told_from_others() -> None:
+    names = [
+        "TWINLENS_KAFKA__GROUP_ID",
+        "TWINLENS_KAFKA",
+        "TWINLENS_LOG_TEXT",
+        "twinlens_device",
+        "TWINLENS_SECRETS_DIR",
+    ]
+    others = ["TWINLENS_TEST_BOOTSTRAP", "KAFKA__GROUP_ID", "PATH", "KAFKA"]
+    assert own_variables([*names, *others]) == names
+
+
 def test_secrets_are_never_printed() -> None:
-    settings = Settings.load({"kafka": {**SASL, "ssl_password": SECRET}})
+    settings = Settings(kafka={**SASL, "ssl_password": SECRET, "sasl_oauth_client_secret": SECRET})
     for shown in (repr(settings), str(settings), repr(settings.kafka), str(settings.model_dump()), settings.__dict__):
         assert SECRET not in str(shown)
     assert SECRET not in settings.model_dump_json()
@@ -208,15 +341,17 @@ def test_secrets_are_never_printed() -> None:
         {"sasl_password": [SECRET]},
         {"ssl_password": {"value": SECRET}},
         {"sasl_pasword": SECRET},
+        {"sasl_oauth_token_url": SECRET},
     ],
 )
 def test_an_error_never_quotes_a_secret(wrong: dict[str, Any]) -> None:
-    with pytest.raises(AskUser) as caught:
-        Settings.load({"kafka": {**SASL, **wrong}})
-    assert SECRET not in str(caught.value)
-    assert SECRET not in repr(caught.value)
-    # Pydantic's words, which quote the input, must not stand in the traceback either.
-    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    for load in (_load, lambda kafka: Settings.load({"kafka": kafka})):
+        with pytest.raises(AskUser) as caught:
+            load({**SASL, **wrong})
+        assert SECRET not in str(caught.value)
+        assert SECRET not in repr(caught.value)
+        # Pydantic's words, which quote the input, must not stand in the traceback either.
+        assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
 def test_outputs_follow_the_input_unless_they_are_named() -> None:

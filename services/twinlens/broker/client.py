@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -11,19 +13,25 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.errors import (
     AuthorizationError,
     BrokerNotAvailableError,
+    GroupAuthorizationFailedError,
     KafkaConfigurationError,
     KafkaConnectionError,
     KafkaError,
+    KafkaProtocolError,
     KafkaTimeoutError,
     MetadataEmptyBrokerList,
     RetriableError,
     SaslAuthenticationFailedError,
+    TopicAuthorizationFailedError,
+    TransactionalIdAuthorizationFailedError,
     UnknownBrokerIdError,
     UnsupportedSaslMechanismError,
 )
 
+from twinlens.broker.connections import Client, check_certificates, tls_error
+from twinlens.broker.oauth import TokenUnavailableError, token_provider
 from twinlens.errors import AskUser
-from twinlens.settings import KafkaSettings
+from twinlens.kafka_settings import KafkaSettings
 
 log = structlog.get_logger(__name__)
 
@@ -39,18 +47,21 @@ def connection(kafka: KafkaSettings) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "bootstrap_servers": [server.strip() for server in kafka.bootstrap_servers.split(",")],
         "bootstrap_timeout_ms": BOOTSTRAP_TIMEOUT_MS,
+        "kafka_client": Client,
         "request_timeout_ms": kafka.request_timeout_ms,
         "security_protocol": kafka.security_protocol,
         # The default of 30 s would make a client sit out most of a minute after a broker came back.
         "reconnect_backoff_max_ms": 1_000,
     }
-    if kafka.security_protocol.startswith("SASL") and kafka.sasl_password is not None:
-        arguments |= {
-            "sasl_mechanism": kafka.sasl_mechanism,
-            "sasl_plain_username": kafka.sasl_username,
-            "sasl_plain_password": kafka.sasl_password.get_secret_value(),
-        }
+    if kafka.security_protocol.startswith("SASL"):
+        arguments["sasl_mechanism"] = kafka.sasl_mechanism
+        if kafka.sasl_mechanism == "OAUTHBEARER":
+            arguments["sasl_oauth_token_provider"] = token_provider(kafka)
+        elif kafka.sasl_password is not None:
+            arguments["sasl_plain_username"] = kafka.sasl_username
+            arguments["sasl_plain_password"] = kafka.sasl_password.get_secret_value()
     if kafka.security_protocol.endswith("SSL"):
+        check_certificates(kafka)
         arguments |= {
             "ssl_cafile": kafka.ssl_cafile,
             "ssl_certfile": kafka.ssl_certfile,
@@ -120,26 +131,97 @@ def new_admin(kafka: KafkaSettings) -> KafkaAdminClient:
 
 
 @contextmanager
-def asking_user(kafka: KafkaSettings) -> Iterator[None]:
-    """Turn what only a person can mend (address, credentials, rights) into AskUser."""
+def asking_user(kafka: KafkaSettings, operation: str = "Describe", **names: str) -> Iterator[None]:
+    """Turn what only a person can mend (address, credentials, rights) into AskUser.
+
+    `operation` and `names` are those of `naming_denials`.
+    """
     where = kafka.bootstrap_servers
     try:
-        yield
-    except (SaslAuthenticationFailedError, UnsupportedSaslMechanismError) as error:
+        with naming_denials(kafka, operation, **names):
+            yield
+    except SaslAuthenticationFailedError as error:
         raise AskUser(
-            f"Kafka at {where} refused the credentials ({type(error).__name__}). Check kafka.sasl_*."
+            f"Kafka at {where} lets {user(kafka)} not in: {_text(error)}. {_check_credentials(kafka)}"
         ) from None
-    except AuthorizationError as error:
-        raise AskUser(
-            f"Kafka at {where} denies this user what twinlens needs: {error}. See docs/settings.md."
-        ) from None
-    except (KafkaConnectionError, KafkaTimeoutError, MetadataEmptyBrokerList) as error:
-        raise AskUser(
-            f"No Kafka broker answers at {where} ({type(error).__name__}). "
-            "Start it, or set kafka.bootstrap_servers (TWINLENS_KAFKA__BOOTSTRAP_SERVERS)."
-        ) from None
+    except UnsupportedSaslMechanismError:
+        raise AskUser(f"Kafka at {where} does not offer {kafka.sasl_mechanism}; set kafka.sasl_mechanism.") from None
+    except (KafkaConnectionError, KafkaTimeoutError, KafkaProtocolError, MetadataEmptyBrokerList) as error:
+        raise AskUser(_no_connection(error, where)) from None
     except (KafkaConfigurationError, OSError, ValueError) as error:
         raise AskUser(f"The Kafka settings do not work: {error}.") from None
+
+
+@contextmanager
+def naming_denials(
+    kafka: KafkaSettings, operation: str, *, group: str = "", transactional_id: str = ""
+) -> Iterator[None]:
+    """Turn a missing ACL into AskUser with its name.
+
+    `operation` is what is done to topics within the block: Describe, Read, Write or Create. `group` and
+    `transactional_id` are those that the block uses.
+    """
+    try:
+        yield
+    except TopicAuthorizationFailedError as error:
+        raise AskUser(denial(kafka, operation, "topic", *(_topics(error) or ["(not named)"]))) from None
+    except GroupAuthorizationFailedError:
+        needed = "Describe" if operation == "Describe" else "Read"
+        raise AskUser(denial(kafka, needed, "group", group)) from None
+    except TransactionalIdAuthorizationFailedError:
+        raise AskUser(denial(kafka, "Write", "transactional id", transactional_id)) from None
+    except AuthorizationError as error:
+        raise AskUser(f"{denial(kafka, operation, 'cluster')} ({_text(error)})") from None
+
+
+def denial(kafka: KafkaSettings, operation: str, resource: str, *names: str) -> str:
+    """The sentence on a missing ACL."""
+    what = f"the {resource}{'s' if len(names) > 1 else ''} {', '.join(names)}".rstrip()
+    return f"Kafka denies {user(kafka)} {operation} on {what}; grant it (docs/security.md)."
+
+
+def user(kafka: KafkaSettings) -> str:
+    """The name under which ACLs know this user, where the settings tell it."""
+    if kafka.security_protocol.startswith("SASL") and kafka.sasl_mechanism != "OAUTHBEARER":
+        return f"User:{kafka.sasl_username}"
+    return "this user"
+
+
+def _topics(error: TopicAuthorizationFailedError) -> list[str]:
+    """kafka-python names them in a set, or one as text, which may also be a sentence without a name."""
+    named = error.args[0] if error.args else ""
+    topics = sorted(named) if isinstance(named, set | frozenset) else [str(named)]
+    return [topic for topic in topics if re.fullmatch(r"[A-Za-z0-9._-]+", topic)]
+
+
+def _no_connection(error: Exception, where: str) -> str:
+    if isinstance(error, TokenUnavailableError):
+        return f"There is no token for Kafka at {where}: {_text(error)}. See kafka.sasl_oauth_*."
+    tls = tls_error(error)
+    if isinstance(tls, ssl.SSLCertVerificationError):
+        return f"The certificate of Kafka at {where} is not trusted: {tls.verify_message}. Set kafka.ssl_cafile."
+    if tls is not None and "ALERT" in (tls.reason or ""):
+        return (
+            f"Kafka at {where} refuses the client's certificate, or lacks one ({tls.reason}). "
+            "Set kafka.ssl_certfile and kafka.ssl_keyfile."
+        )
+    return (
+        f"No Kafka broker answers at {where} ({_text(error)}). Start it, or set kafka.bootstrap_servers "
+        "(TWINLENS_KAFKA__BOOTSTRAP_SERVERS) or kafka.security_protocol."
+    )
+
+
+def _check_credentials(kafka: KafkaSettings) -> str:
+    if kafka.sasl_mechanism != "OAUTHBEARER":
+        return "Check kafka.sasl_username and kafka.sasl_password (TWINLENS_KAFKA__SASL_PASSWORD)."
+    if kafka.sasl_oauth_token_file is not None:
+        return "Check kafka.sasl_oauth_token_file."
+    return "Check kafka.sasl_oauth_client_id and its secret (TWINLENS_KAFKA__SASL_OAUTH_CLIENT_SECRET)."
+
+
+def _text(error: Exception) -> str:
+    """What the error says, without the names of classes and numbers that kafka-python puts before it."""
+    return str(error.args[0]).rstrip(".") if error.args else type(error).__name__
 
 
 __all__ = [
@@ -148,6 +230,8 @@ __all__ = [
     "asking_user",
     "close_producer",
     "connection",
+    "denial",
+    "naming_denials",
     "new_admin",
     "new_consumer",
     "new_producer",

@@ -12,7 +12,7 @@ from kafka.errors import MessageSizeTooLargeError
 from twinlens.broker.client import new_producer
 from twinlens.errors import AskUser
 from twinlens.fields import field_at
-from twinlens.settings import KafkaSettings
+from twinlens.kafka_settings import KafkaSettings
 
 TICK_S = 0.02  #: at a given rate, lines are sent in bursts this far apart
 

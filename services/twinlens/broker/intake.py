@@ -16,10 +16,10 @@ from typing import Any
 import structlog
 from kafka import ConsumerGroupMetadata, ConsumerRebalanceListener, KafkaConsumer, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.errors import KafkaError
+from kafka.errors import AuthorizationError, KafkaError
 from kafka.structs import OffsetAndMetadata
 
-from twinlens.broker.client import new_consumer
+from twinlens.broker.client import naming_denials, new_consumer
 from twinlens.broker.lag import AssignedLag, LagMeter
 from twinlens.broker.publisher import SourceOffset
 from twinlens.settings import Settings
@@ -57,7 +57,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         resume: Resume,
         instance_id: str | None = None,
     ) -> None:
-        kafka = settings.kafka
+        self._kafka = kafka = settings.kafka
+        self._group_id = settings.group_id
         self._topic = settings.topics.input
         self._backlog = backlog
         self._decode = decode
@@ -90,14 +91,15 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         self._meter = LagMeter(self._consumer, self._topic)
 
     def run(self) -> None:
-        """Poll until `stop`, then leave the group."""
+        """Poll until `stop`, then leave the group. AskUser when an ACL is missing."""
         self._consumer.subscribe([self._topic], listener=self)
         try:
-            while not self._stopping.is_set():
-                self._pause_or_resume()
-                self._hand_over(self._consumer.poll(POLL_MS, self._poll_records))
-                self._run_errands()
-            self._run_errands()  # what was published while the last poll ran
+            with naming_denials(self._kafka, "Read", group=self._group_id):
+                while not self._stopping.is_set():
+                    self._pause_or_resume()
+                    self._hand_over(self._consumer.poll(POLL_MS, self._poll_records))
+                    self._run_errands()
+                self._run_errands()  # what was published while the last poll ran
         finally:
             self._consumer.close(autocommit=False, timeout_ms=5_000)
 
@@ -173,6 +175,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         """Now that its first records are here, the committed offset is stable: no transaction is pending on it."""
         try:
             committed = self._consumer.committed(partition, metadata=True, timeout_ms=5_000)
+        except AuthorizationError:
+            raise
         except KafkaError as error:
             log.warning("committed metadata not known yet", partition=partition.partition, error=repr(error))
             return  # once more with the next records
@@ -208,6 +212,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
             return  # given up since then: whoever is assigned it reads from the committed offset
         try:
             committed = self._consumer.committed(partition, timeout_ms=5_000)
+        except AuthorizationError:
+            raise
         except KafkaError as error:
             # Meanwhile the epoch keeps what is polled of this partition out of the backlog.
             log.warning("committed offset not known yet", partition=partition.partition, error=repr(error))
@@ -228,6 +234,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
                     {TopicPartition(*p): OffsetAndMetadata(o.next_offset, o.metadata, -1) for p, o in offsets.items()},
                     timeout_ms=10_000,
                 )
+        except AuthorizationError:
+            raise
         except KafkaError as error:
             # At least once: the records are out; without a commit they will be published again.
             log.warning("offsets not committed", error=repr(error))

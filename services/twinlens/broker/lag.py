@@ -8,7 +8,7 @@ import structlog
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
-from twinlens.broker.client import new_admin, new_consumer
+from twinlens.broker.client import naming_denials, new_admin, new_consumer
 from twinlens.rates import ArrivalRate
 from twinlens.settings import Settings
 
@@ -26,8 +26,14 @@ class LagProbe:
         self._consumer: KafkaConsumer = new_consumer(settings.kafka)
 
     def lag(self) -> dict[int, int]:
-        """Records behind the end of the log, per partition. Without a commit the whole partition counts."""
-        topic, group = self._settings.topics.input, self._settings.group_id
+        """Records behind the end of the log, per partition. Without a commit the whole partition counts.
+
+        AskUser when an ACL is missing.
+        """
+        with naming_denials(self._settings.kafka, "Describe", group=self._settings.group_id):
+            return self._lag(self._settings.topics.input, self._settings.group_id)
+
+    def _lag(self, topic: str, group: str) -> dict[int, int]:
         partitions = [TopicPartition(topic, p) for p in sorted(self._consumer.partitions_for_topic(topic))]
         ends = self._consumer.end_offsets(partitions)
         starts = self._consumer.beginning_offsets(partitions)

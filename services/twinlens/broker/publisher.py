@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 import structlog
 from kafka import KafkaProducer, TopicPartition
-from kafka.errors import KafkaError, MessageSizeTooLargeError
+from kafka.errors import AuthorizationError, KafkaError, MessageSizeTooLargeError
 from kafka.structs import OffsetAndMetadata
 
-from twinlens.broker.client import close_producer, new_producer
+from twinlens.broker.client import close_producer, naming_denials, new_producer
 from twinlens.errors import AskUser, RedoWindow, ReplaceReplica
 from twinlens.settings import Settings
 from twinlens.window import Headers, Partition
@@ -102,7 +103,7 @@ class TransactionalPublisher(_Producing):
     What fails before step 6 aborts the transaction: the outputs stay invisible, the offsets stay where they were, and
     the same window is tried again after a pause, as long as the claim holds. That is how a window outlives a rebalance
     that began after step 3. What fails in step 6 may have been committed or not: RedoWindow, and the committed offsets
-    say where to read on. ReplaceReplica says that no other try would help.
+    say where to read on. ReplaceReplica says that no other try would help, AskUser that an ACL is missing.
 
     To abort is to put a new producer in the place of the old one, under the same transactional id, which is unique to
     this process: its `init_transactions` ends what is open, within a time limit, also after a fencing.
@@ -122,14 +123,15 @@ class TransactionalPublisher(_Producing):
         """Publish one window. Raises RedoWindow when nothing was published."""
         self._busy_since = time.monotonic()
         try:
-            for pause_s in (*PAUSES_S, None):
-                failed = self._prepare(records, offsets, claim)
-                if failed is None:
-                    break
-                if pause_s is None:
-                    raise RedoWindow(f"the transaction was aborted: {failed!r}") from failed
-                time.sleep(pause_s)
-            self._commit()
+            with self._naming_denials():
+                for pause_s in (*PAUSES_S, None):
+                    failed = self._prepare(records, offsets, claim)
+                    if failed is None:
+                        break
+                    if pause_s is None:
+                        raise RedoWindow(f"the transaction was aborted: {failed!r}") from failed
+                    time.sleep(pause_s)
+                self._commit()
         finally:
             self._busy_since = None
 
@@ -149,18 +151,21 @@ class TransactionalPublisher(_Producing):
             for future in futures:
                 if future.failed():
                     raise future.exception
+        except (RedoWindow, ReplaceReplica, AuthorizationError) as error:
+            self._abort(error)
+            raise
         except KafkaError as error:
             self._abort(error)
             return error
-        except (RedoWindow, ReplaceReplica) as error:
-            self._abort(error)
-            raise
         return None
 
     def _commit(self) -> None:
         """Step 6."""
         try:
             self._producer.commit_transaction()
+        except AuthorizationError as error:
+            self._abort(error)
+            raise
         except KafkaError as error:
             self._abort(error)
             raise RedoWindow(f"the commit did not come through: {error!r}") from error
@@ -183,8 +188,13 @@ class TransactionalPublisher(_Producing):
             transaction_timeout_ms=self._settings.kafka.transaction_timeout_ms,
             **_throughput(self._settings),
         )
-        producer.init_transactions()
+        with self._naming_denials():
+            producer.init_transactions()
         return producer
+
+    def _naming_denials(self) -> AbstractContextManager[None]:
+        settings = self._settings
+        return naming_denials(settings.kafka, "Write", group=settings.group_id, transactional_id=self._transactional_id)
 
 
 class AtLeastOncePublisher(_Producing):
@@ -195,6 +205,7 @@ class AtLeastOncePublisher(_Producing):
 
     def __init__(self, settings: Settings, client_id: str) -> None:
         super().__init__()
+        self._kafka = settings.kafka
         self._producer = new_producer(settings.kafka, client_id=client_id, **_throughput(settings))
 
     def publish(self, records: Sequence[OutgoingRecord], offsets: Offsets, claim: Claim) -> None:
@@ -203,10 +214,11 @@ class AtLeastOncePublisher(_Producing):
         try:
             if claim() is None:
                 raise RedoWindow("its partitions were revoked")
-            futures = self._send(self._producer, records)
-            self._producer.flush(timeout=60)
-            for future in futures:
-                future.get(timeout=0.001)
+            with naming_denials(self._kafka, "Write"):
+                futures = self._send(self._producer, records)
+                self._producer.flush(timeout=60)
+                for future in futures:
+                    future.get(timeout=0.001)
         except KafkaError as error:
             raise RedoWindow(f"not every record was acknowledged: {error!r}") from error
         finally:

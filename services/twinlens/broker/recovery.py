@@ -17,7 +17,7 @@ from kafka.errors import KafkaError, UnsupportedVersionError
 
 from twinlens.broker.client import new_admin, new_producer
 from twinlens.errors import AskUser
-from twinlens.settings import KafkaSettings
+from twinlens.kafka_settings import KafkaSettings
 
 log = structlog.get_logger(__name__)
 

@@ -4,15 +4,17 @@ one partition.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
-from kafka.errors import KafkaError, TopicAlreadyExistsError
+from kafka.errors import AuthorizationError, KafkaError, TopicAlreadyExistsError, TopicAuthorizationFailedError
 
-from twinlens.broker.client import asking_user, new_admin
+from twinlens.broker.client import asking_user, denial, new_admin
 from twinlens.errors import AskUser
-from twinlens.settings import KafkaSettings, Settings
+from twinlens.kafka_settings import KafkaSettings
+from twinlens.settings import Settings
 
 DAY_MS = 24 * 60 * 60 * 1000
 SEGMENT_BYTES = 16 * 1024 * 1024  #: of the snapshots topic
@@ -26,18 +28,29 @@ class TopicState:
     name: str
     partitions: int
     replication: int
+    allowed: frozenset[str] | None = None  #: what this user may do, in capitals; None where the broker does not say
 
 
 def describe(admin: KafkaAdminClient, settings: Settings) -> list[TopicState]:
-    """The input topic, then the outputs, then the snapshots, as they are now."""
-    names = [settings.topics.input, *settings.topics.outputs, settings.topics.snapshots]
-    existing = set(admin.list_topics())
-    found = {topic["name"]: topic for topic in admin.describe_topics([n for n in names if n in existing])}
+    """The input topic, then the outputs, then the snapshots, as they are now.
+
+    TopicAuthorizationFailedError names those that this user may not see.
+    """
+    return _describe(admin, [settings.topics.input, *settings.topics.outputs, settings.topics.snapshots])
+
+
+def _describe(admin: KafkaAdminClient, names: list[str]) -> list[TopicState]:
+    # By name: a list of all topics leaves those out that this user may not see.
+    found = {topic["name"]: topic for topic in admin.describe_topics(names)}
+    denied = TopicAuthorizationFailedError.errno
+    if unseen := {name for name in names if name in found and found[name]["error_code"] == denied}:
+        raise TopicAuthorizationFailedError(unseen)
     states = []
     for name in names:
         partitions = found[name]["partitions"] if name in found else []
         replication = len(partitions[0]["replica_nodes"]) if partitions else 0
-        states.append(TopicState(name, len(partitions), replication))
+        allowed = found[name]["authorized_operations"] if name in found else None
+        states.append(TopicState(name, len(partitions), replication, frozenset(allowed) if allowed else None))
     return states
 
 
@@ -45,7 +58,8 @@ def create(settings: Settings, partitions: int, replication: int) -> list[str]:
     """Create the topics that are missing; returns their names. Outputs get as many partitions as the input has."""
     admin = new_admin(settings.kafka)
     try:
-        states = {state.name: state for state in describe(admin, settings)}
+        with asking_user(settings.kafka):
+            states = {state.name: state for state in describe(admin, settings)}
         count = states[settings.topics.input].partitions or partitions
         missing = [
             NewTopic(
@@ -58,11 +72,15 @@ def create(settings: Settings, partitions: int, replication: int) -> list[str]:
             if not state.partitions
         ]
         if missing:
-            with asking_user(settings.kafka):
+            with asking_user(settings.kafka, "Create"):
                 try:
                     admin.create_topics(missing)
                 except TopicAlreadyExistsError:
                     pass  # somebody else was a moment faster
+                except TopicAuthorizationFailedError:
+                    raise TopicAuthorizationFailedError({topic.name for topic in missing}) from None
+                except AuthorizationError:
+                    raise
                 except KafkaError as error:
                     raise AskUser(f"The topics could not be created: {error}.") from None
                 admin.wait_for_topics([topic.name for topic in missing])
@@ -71,8 +89,10 @@ def create(settings: Settings, partitions: int, replication: int) -> list[str]:
         admin.close()
 
 
-def check(settings: Settings) -> int:
-    """The number of partitions. AskUser when a topic is missing or an output not co-partitioned with the input."""
+def check(settings: Settings, *, read: Collection[str] = (), write: Collection[str] = ()) -> int:
+    """The number of partitions. AskUser when a topic is missing or an output not co-partitioned with the input, or when
+    this user may not read those of `read` or write those of `write`.
+    """
     admin = new_admin(settings.kafka)
     try:
         with asking_user(settings.kafka):
@@ -88,18 +108,27 @@ def check(settings: Settings) -> int:
             f"Outputs must have as many partitions as {settings.topics.input} ({wanted}), but: {', '.join(uneven)}. "
             "Recreate them, or name other outputs under `topics`."
         )
+    _check_allowed(settings.kafka, "Read", [state for state in states if state.name in read])
+    _check_allowed(settings.kafka, "Write", [state for state in states if state.name in write])
     return wanted
 
 
-def check_exists(kafka: KafkaSettings, topic: str) -> None:
-    """AskUser when there is no such topic."""
+def _check_allowed(kafka: KafkaSettings, operation: str, states: list[TopicState]) -> None:
+    denied = [state.name for state in states if state.allowed is not None and operation.upper() not in state.allowed]
+    if denied:
+        raise AskUser(denial(kafka, operation, "topic", *denied))
+
+
+def check_allowed(kafka: KafkaSettings, topic: str, operation: str) -> None:
+    """AskUser when there is no such topic, or this user may not do that with it: Read or Write."""
     admin = new_admin(kafka)
     try:
         with asking_user(kafka):
-            names = admin.list_topics()
+            (state,) = _describe(admin, [topic])
     finally:
         admin.close()
-    if topic not in names:
+    _check_allowed(kafka, operation, [state])
+    if not state.partitions:
         raise AskUser(f"There is no topic {topic!r}. Create it with `twinlens topics create`, or name another one.")
 
 
@@ -111,7 +140,8 @@ def topic_id(kafka: KafkaSettings, topic: str) -> str:
     admin = new_admin(kafka)
     try:
         with asking_user(kafka):
-            if topic not in admin.list_topics():
+            (state,) = _describe(admin, [topic])
+            if not state.partitions:
                 raise AskUser(f"Missing topics: {topic}. Create them with `twinlens topics create`.")
             return str(admin.describe_topics([topic])[0]["topic_id"])
     finally:

@@ -28,7 +28,7 @@ def audit(
     Example: twinlens audit -b kafka:9092 --json
     """
     settings = load_settings(config, bootstrap_servers, app)
-    topics.check(settings)
+    topics.check(settings, read=(settings.topics.input, *settings.topics.outputs))
     console = Console(stderr=True)
     with console.status("reading the topics"):
         report = auditing.audit(settings)

@@ -24,7 +24,7 @@ from twinlens.cli.serve import IMPORT_PATH, deploy_config
 from twinlens.cli.session import DemoSession
 from twinlens.cluster import free_port, local_cluster
 from twinlens.errors import AskUser
-from twinlens.settings import ENV_PREFIX, Settings
+from twinlens.settings import Settings, own_variables
 
 TWEETS = Path(__file__).parent.parent / "data" / "demo-tweets" / "tweets.jsonl"
 PARTITIONS = 4
@@ -104,10 +104,9 @@ def _application(scenario: Scenario, console: Console) -> Iterator[tuple[Setting
             settings = demo_settings(scenario, address)
             topics.create(settings, PARTITIONS, 1)
             status.update("starting Ray")
+            config = serve_config(settings, free_port())
             stack.enter_context(local_cluster(_cpus()))
             from ray import serve  # noqa: PLC0415 - takes a second; `twinlens --help` need not wait for it
-
-            config = serve_config(settings, free_port())
 
             def deploy(user_config: dict[str, Any]) -> None:
                 config["applications"][0]["deployments"][0]["user_config"] = user_config
@@ -127,8 +126,8 @@ def demo_settings(scenario: Scenario, address: str) -> Settings:
 
 
 def serve_config(settings: Settings, port: int) -> dict[str, Any]:
-    """The Serve config file of the demonstration; one replica with all CPUs."""
-    for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
+    """The Serve config file of the demonstration; one replica with all CPUs. To be made before Ray is started."""
+    for name in own_variables(os.environ):
         del os.environ[name]  # `settings` has it; the cluster must not read it again and prefer it to the broker here
     replica = {"name": "Replica", "num_replicas": 1, "ray_actor_options": {"num_cpus": _cpus()}, "user_config": {}}
     return {
@@ -140,7 +139,7 @@ def serve_config(settings: Settings, port: int) -> dict[str, Any]:
                 "name": settings.application,
                 "route_prefix": "/",
                 "import_path": IMPORT_PATH,
-                "args": settings.model_dump(mode="json"),
+                "args": settings.without_secrets().model_dump(mode="json"),
                 "deployments": [replica],
             }
         ],

@@ -57,7 +57,7 @@ def list_letters(
     Example: twinlens dlq list -b kafka:9092 --json --limit 1000 | jq -r .source.offset
     """
     settings = load_settings(config, bootstrap_servers, app_name)
-    topics.check_exists(settings.kafka, settings.topics.dlq)
+    topics.check_allowed(settings.kafka, settings.topics.dlq, "Read")
     console = _console(stderr=json)
     with _console(stderr=True).status(f"reading {settings.topics.dlq}"):
         found = overview(read_letters(settings), settings.application, reason or (), limit)
@@ -90,7 +90,7 @@ def show(
     """
     settings = load_settings(config, bootstrap_servers, app_name)
     partition, offset = _coordinates(letter, settings.topics.dlq)
-    topics.check_exists(settings.kafka, settings.topics.dlq)
+    topics.check_allowed(settings.kafka, settings.topics.dlq, "Read")
     found = letter_at(settings, partition, offset)
     if raw:
         sys.stdout.buffer.write(found.value or b"")
@@ -132,7 +132,7 @@ def replay(
             "Nobody can be asked, since standard input is no terminal. Give --yes, or --dry-run to look first."
         )
     for topic in (settings.topics.dlq, settings.topics.input):
-        topics.check_exists(settings.kafka, topic)
+        topics.check_allowed(settings.kafka, topic, "Read")
     console = _console(stderr=True)
     with console.status(f"reading {settings.topics.dlq}"):
         replaying = Replay(settings, reasons=reason or (), limit=limit, from_beginning=from_beginning)

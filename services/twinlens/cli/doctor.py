@@ -9,7 +9,7 @@ from collections.abc import Callable
 import typer
 from rich.console import Console
 
-from twinlens.broker import topics
+from twinlens.broker import access
 from twinlens.broker.client import new_admin
 from twinlens.cli.options import (
     AppOption,
@@ -55,7 +55,7 @@ def doctor(config: ConfigOption = None, bootstrap_servers: BrokersOption = None,
         chosen = loaded[0]
         check("device", lambda: _device(chosen))
         check("broker", lambda: _broker(chosen))
-        check("topics", lambda: f"{topics.check(chosen)} partitions of the input and each output")
+        check("topics", lambda: f"{access.check_application(chosen)} partitions of the input and each output")
         check("raw", lambda: _model(chosen, predict=False))
         check("predict", lambda: _model(chosen, predict=True))
     if wrong:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from twinlens.broker import topics
+from twinlens.broker import access
 from twinlens.cli.options import check_autoscaling, read_config, terminate_like_ctrl_c
 from twinlens.cluster import local_cluster
 from twinlens.errors import AskUser
@@ -63,8 +63,8 @@ def serve(
 
 
 def _check(settings: Settings) -> None:
-    """What can be known before anything is started: broker, topics, models."""
-    topics.check(settings)
+    """What can be known before anything is started: broker, topics, rights, models."""
+    access.check_application(settings)
     from twinlens.inference.model import check_model  # noqa: PLC0415 - imports transformers
 
     for path in (settings.raw, settings.predict):

@@ -46,7 +46,8 @@ def resolve_device(device: str) -> str:
 def load_model(source: str, revision: str | None, dtype: str, device: str) -> LoadedModel:
     """Load a classifier from a hub id or a local folder.
 
-    Raises AskUser when there is none, when its weights are not safetensors, or when it has no classifier head.
+    Raises AskUser when there is none, when it brings its own code, when its weights are not safetensors, or when it has
+    no classifier head.
     """
     config = _load_config(source, revision)
     model = _load_weights(source, revision, dtype)
@@ -69,12 +70,17 @@ def load_model(source: str, revision: str | None, dtype: str, device: str) -> Lo
 
 def _load_config(source: str, revision: str | None) -> Any:
     try:
-        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise AskUser(_own_code(source, "config.json")) from None
         raise AskUser(
             f"There is no model {source!r} ({_first_sentence(error)}). Set raw.model to a hub id that this machine can "
             "reach, or to a folder with config.json, tokenizer.json and model.safetensors."
         ) from None
+    if getattr(config, "auto_map", None):
+        raise AskUser(_own_code(source, "config.json"))
+    return config
 
 
 def _load_weights(source: str, revision: str | None, dtype: str) -> Any:
@@ -121,6 +127,8 @@ def _load_tokenizer(source: str, revision: str | None) -> Any:
             f"The model {source!r} has no usable tokenizer ({_first_sentence(error)}). "
             "Save it next to the weights with `tokenizer.save_pretrained(...)`."
         ) from None
+    if tokenizer.init_kwargs.get("auto_map"):
+        raise AskUser(_own_code(source, "tokenizer_config.json"))
     # Without its files transformers makes up a tokenizer that knows special tokens only: every word would be unknown.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise AskUser(
@@ -151,6 +159,14 @@ def _revision(source: str, config: Any) -> str:
             while chunk := weights.read(1 << 20):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def _own_code(source: str, file: str) -> str:
+    """Where transformers knows the kind of model it would run its own code instead, without a word."""
+    return (
+        f"The model {source!r} brings code of its own (auto_map in its {file}), and twinlens runs no code from models. "
+        "Set raw.model to one that transformers itself knows."
+    )
 
 
 def _first_sentence(error: Exception) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 import structlog
 
 from twinlens.autoscaling import ReplicaStats
-from twinlens.broker import topics
+from twinlens.broker import access
 from twinlens.broker.intake import Intake
 from twinlens.broker.publisher import AtLeastOncePublisher, Publisher, SourceOffset, TransactionalPublisher
 from twinlens.broker.recovery import Recovery, transactional_id
@@ -50,7 +50,7 @@ class Replica:
     def __init__(self, settings: Settings, name: str, instance_id: str | None = None) -> None:
         self.name = name
         self._settings = settings
-        topics.check(settings)
+        access.check_application(settings)
         self._compute = Compute(settings, name)
         self._writer = OutputWriter(settings, name)
         self._backlog = Backlog(settings.intake.max_buffered_items, settings.intake.max_buffered_bytes)

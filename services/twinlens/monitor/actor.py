@@ -16,7 +16,7 @@ import structlog
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
-from twinlens.broker.client import TRANSIENT, new_consumer
+from twinlens.broker.client import TRANSIENT, naming_denials, new_consumer
 from twinlens.broker.lag import LagProbe
 from twinlens.errors import AskUser
 from twinlens.monitor.durability import Image, SnapshotKeeper, SnapshotStatus, new_state
@@ -96,7 +96,12 @@ class Monitor:
             )
 
     def _follow(self) -> None:
-        """The monitor thread: every record of the two topics, from where the last snapshot ends."""
+        """The monitor thread. Raises AskUser when an ACL is missing."""
+        with naming_denials(self._settings.kafka, "Read"):
+            self._follow_topics()
+
+    def _follow_topics(self) -> None:
+        """Every record of the two topics, from where the last snapshot ends."""
         consumer = new_consumer(self._settings.kafka, isolation_level="read_committed", auto_offset_reset="earliest")
         try:
             ends = self._begin(consumer)
