@@ -131,8 +131,8 @@ def replay(
         raise AskUser(
             "Nobody can be asked, since standard input is no terminal. Give --yes, or --dry-run to look first."
         )
-    for topic in (settings.topics.dlq, settings.topics.input):
-        topics.check_allowed(settings.kafka, topic, "Read")
+    topics.check_allowed(settings.kafka, settings.topics.dlq, "Read")
+    topics.check_allowed(settings.kafka, settings.topics.input, "Write")
     console = _console(stderr=True)
     with console.status(f"reading {settings.topics.dlq}"):
         replaying = Replay(settings, reasons=reason or (), limit=limit, from_beginning=from_beginning)
