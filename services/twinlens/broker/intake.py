@@ -180,7 +180,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         except KafkaError as error:
             log.warning("committed metadata not known yet", partition=partition.partition, error=repr(error))
             return  # once more with the next records
-        self._resume(_key(partition), (committed and committed.metadata) or "")
+        # A broker may say null for "no metadata"; the embedded one keeps none of those sent in a transaction.
+        self._resume(_key(partition), "" if committed is None else committed.metadata or "")
         self._resumed.add(_key(partition))
 
     def _pause_or_resume(self) -> None:
