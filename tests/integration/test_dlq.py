@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 from kafka import KafkaProducer, TopicPartition
+from kafka.errors import KafkaTimeoutError
+from kafka.producer.future import FutureProduceResult, FutureRecordMetadata
 from kafka.structs import OffsetAndMetadata
 from typer.testing import CliRunner
 
@@ -189,6 +191,38 @@ def test_a_replay_that_was_planned_before_another_one_repeats_nothing(new_settin
     planned.run(lambda _: None)
     assert planned.outcome.replayed.total() == 0
     assert values(settings) == [b"a", b"b"]
+
+
+def test_the_cursor_is_read_when_nobody_else_can_move_it(
+    new_settings: NewSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = new_settings()
+    bury(settings, [(0, NOT_JSON, b"a")])
+    other = Replay(settings)
+
+    def new_producer_after_the_other_replay(*arguments: Any, **options: Any) -> KafkaProducer:
+        monkeypatch.setattr(replaying, "new_producer", new_producer)
+        other.run(lambda _: None)
+        return new_producer(*arguments, **options)
+
+    monkeypatch.setattr(replaying, "new_producer", new_producer_after_the_other_replay)
+    Replay(settings).run(lambda _: None)
+    assert values(settings) == [b"a"]
+
+
+def test_a_letter_that_was_not_acknowledged_is_not_behind_the_cursor(
+    new_settings: NewSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = new_settings()
+    bury(settings, [(0, NOT_JSON, b"a")])
+    with monkeypatch.context() as patch:
+        # What becomes of a batch that reaches `delivery_timeout_ms`: kafka-python commits the transaction without it.
+        batch = FutureProduceResult(TopicPartition("t", 0))
+        expired = FutureRecordMetadata(batch, 0, 0, None, 0, 0, 0)
+        batch.failure(KafkaTimeoutError("expired"))
+        patch.setattr(KafkaProducer, "send", lambda *_: expired)
+        assert "expired" in str(run(settings, "replay", "--yes").exception)
+    assert "1 letters replayed" in run(settings, "replay", "--yes").stdout
 
 
 def test_a_topic_that_was_created_again_is_not_replayed_unasked(new_settings: NewSettings) -> None:
