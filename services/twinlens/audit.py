@@ -1,13 +1,13 @@
 """An independent check of what was published: joins the output topics by source coordinates.
 
 It shares nothing with the replicas' own comparison but the record types: scores are computed anew from the published
-logits. `join` is pure; reading the topics is in `read_topics`.
+logits. `join` is pure; reading the topics is in `broker.reading`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -16,6 +16,8 @@ from kafka import OffsetSpec, TopicPartition
 from kafka.errors import RetriableError
 
 from twinlens.broker.client import new_admin, new_consumer
+from twinlens.broker.deadletters import letter_of
+from twinlens.broker.reading import read_topics
 from twinlens.errors import AskUser
 from twinlens.records import (
     LogitsRecord,
@@ -32,8 +34,6 @@ Coordinates = tuple[int, int]  #: partition and offset on the input topic
 EXAMPLES = 10  #: how many missing or diverging tweets a report shows
 COORDINATOR_S = 15.0  #: for the group's coordinator to be found
 OPEN_GRACE_S = 5.0  #: how much longer than its timeout an open transaction may last
-LIVE_S = 3.0  #: a topic that keeps growing is read this much longer
-QUIET_POLLS = 2  #: the end of a topic is believed after this many empty polls past the end offset
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -202,34 +202,6 @@ def committed_offsets(settings: Settings) -> dict[int, int]:
     return {tp.partition: value.offset for tp, value in offsets.items() if tp.topic == settings.topics.input}
 
 
-def read_topics(settings: Settings, topics: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """Every committed record of `topics` that is there now, as (topic, ConsumerRecord).
-
-    The end offset is where to stop at the earliest: the embedded broker reports one that lags by a batch.
-    """
-    consumer = new_consumer(
-        settings.kafka, isolation_level="read_committed", auto_offset_reset="earliest", max_poll_records=5_000
-    )
-    try:
-        partitions = [
-            TopicPartition(topic, number) for topic in topics for number in consumer.partitions_for_topic(topic)
-        ]
-        ends = consumer.end_offsets(partitions)
-        consumer.assign(partitions)
-        consumer.seek_to_beginning()
-        quiet, reached = 0, None
-        while quiet < QUIET_POLLS and (reached is None or time.monotonic() - reached < LIVE_S):
-            polled = consumer.poll(600)
-            for partition, records in polled.items():
-                for record in records:
-                    yield partition.topic, record
-            behind = any(consumer.position(partition) < ends[partition] for partition in partitions)
-            quiet = 0 if polled or behind else quiet + 1
-            reached = time.monotonic() if reached is None and not behind else reached
-    finally:
-        consumer.close()
-
-
 def _collect(published: Published, settings: Settings, topic: str, record: Any) -> None:
     topics = settings.topics
     if topic == topics.logits:
@@ -251,9 +223,9 @@ def _collect(published: Published, settings: Settings, topic: str, record: Any) 
             published.monitor_tweets += comparison.published
             published.monitor_diverging += comparison.tally.diverging
     elif topic == topics.dlq:
-        headers = dict(record.headers)
-        if headers.get("twinlens.application", b"").decode() == settings.application:
-            at = (int(headers["twinlens.source.partition"]), int(headers["twinlens.source.offset"]))
+        letter = letter_of(record)
+        if letter is not None and letter.application == settings.application:
+            at = (letter.source.partition, letter.source.offset)
             published.duplicate += at in published.dead
             published.dead.add(at)
 

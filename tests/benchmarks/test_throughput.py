@@ -15,10 +15,10 @@ import pytest
 
 from tests.serving import run, start_http
 from twinlens import records
-from twinlens.audit import read_topics
 from twinlens.broker import topics
 from twinlens.broker.embedded import embedded_broker
 from twinlens.broker.feed import feed, new_feed_producer
+from twinlens.broker.reading import read_topics
 from twinlens.cli.demo import TWEETS
 from twinlens.cluster import local_cluster
 from twinlens.settings import Settings

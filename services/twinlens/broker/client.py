@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import structlog
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.errors import (
     AuthorizationError,
@@ -20,6 +21,8 @@ from kafka.errors import (
 
 from twinlens.errors import AskUser
 from twinlens.settings import KafkaSettings
+
+log = structlog.get_logger(__name__)
 
 BOOTSTRAP_TIMEOUT_MS = 10_000
 
@@ -75,6 +78,15 @@ def new_producer(kafka: KafkaSettings, **arguments: Any) -> KafkaProducer:
         )
 
 
+def close_producer(producer: KafkaProducer, timeout_s: float) -> None:
+    """Close also a producer that cannot flush any more: what it holds will be published by another one."""
+    try:
+        producer.close(timeout=timeout_s)
+    except KafkaError as error:
+        log.warning("producer closed with records in hand", reason=repr(error))
+        producer._sender.force_close()
+
+
 def new_admin(kafka: KafkaSettings) -> KafkaAdminClient:
     """An admin client."""
     with asking_user(kafka):
@@ -104,4 +116,4 @@ def asking_user(kafka: KafkaSettings) -> Iterator[None]:
         raise AskUser(f"The Kafka settings do not work: {error}.") from None
 
 
-__all__ = ["KafkaError", "asking_user", "connection", "new_admin", "new_consumer", "new_producer"]
+__all__ = ["KafkaError", "asking_user", "close_producer", "connection", "new_admin", "new_consumer", "new_producer"]

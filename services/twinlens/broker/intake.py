@@ -26,6 +26,8 @@ log = structlog.get_logger(__name__)
 
 POLL_MS = 100
 MAX_POLL_RECORDS = 500
+POLLS = 8  #: a poll may bring this part of `intake.max_buffered_bytes`
+MAX_PARTITION_FETCH_BYTES = 1024 * 1024
 
 MAX_HEARTBEAT_MS = 1_000  #: members hear of a rebalance with a heartbeat, so this is part of every hand-over
 
@@ -64,6 +66,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         self._release_budget_s = kafka.session_timeout_ms / 3000 if exactly_once else 0.0
         self._stopping = threading.Event()
         self._errands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._poll_bytes = settings.intake.max_buffered_bytes // POLLS
+        self._poll_records = 1  # of the next poll; nothing is known of the records' size yet
         self._later: list[Callable[[], None]] = []  # errands to try again after the next poll
         self._epochs: dict[Partition, int] = {}  # epoch under which the consumer's position was set
         self._consumer: KafkaConsumer = new_consumer(
@@ -77,7 +81,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
             session_timeout_ms=kafka.session_timeout_ms,
             heartbeat_interval_ms=min(kafka.session_timeout_ms // 3, MAX_HEARTBEAT_MS),
             max_poll_interval_ms=kafka.max_poll_interval_ms,
-            max_poll_records=MAX_POLL_RECORDS,
+            fetch_max_bytes=self._poll_bytes,
+            max_partition_fetch_bytes=min(MAX_PARTITION_FETCH_BYTES, self._poll_bytes),
         )
 
     def run(self) -> None:
@@ -86,7 +91,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         try:
             while not self._stopping.is_set():
                 self._pause_or_resume()
-                self._hand_over(self._consumer.poll(POLL_MS))
+                self._hand_over(self._consumer.poll(POLL_MS, self._poll_records))
                 self._run_errands()
             self._run_errands()  # what was published while the last poll ran
         finally:
@@ -138,12 +143,17 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
     def _hand_over(self, polled: dict[TopicPartition, list[Any]]) -> None:
         # As of the poll: what is asked of the consumer below may change the assignment, and the positions with it.
         epochs = dict(self._epochs)
+        sizes = [0]
         for partition, records in polled.items():
             key = _key(partition)
             if (epoch := epochs.get(key)) is not None:
                 if key not in self._resumed:
                     self._begin(partition)
-                self._backlog.fill(key, epoch, self._decode(records))
+                items = self._decode(records)
+                self._backlog.fill(key, epoch, items)
+                sizes.extend(item.size_bytes for item in items)
+        if largest_bytes := max(sizes):
+            self._poll_records = min(max(1, self._poll_bytes // largest_bytes), MAX_POLL_RECORDS)
 
     def _begin(self, partition: TopicPartition) -> None:
         """Now that its first records are here, the committed offset is stable: no transaction is pending on it."""

@@ -90,7 +90,7 @@ def check_exists(kafka: KafkaSettings, topic: str) -> None:
     finally:
         admin.close()
     if topic not in names:
-        raise AskUser(f"There is no topic {topic!r}. Create it with `twinlens topics create`, or give another --topic.")
+        raise AskUser(f"There is no topic {topic!r}. Create it with `twinlens topics create`, or name another one.")
 
 
 def _config(settings: Settings, name: str) -> dict[str, str]:

@@ -145,6 +145,9 @@ class Monitor:
                 except (KafkaError, AskUser) as error:
                     self._lag = None
                     log.warning("lag is not known", error=repr(error))
+                    if probe is not None:  # kafka-python's admin client goes on asking a coordinator that has moved
+                        probe.close()
+                        probe = None
         finally:
             if probe is not None:
                 probe.close()
