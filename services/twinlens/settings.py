@@ -66,7 +66,7 @@ class KafkaSettings(Section):
 
 
 class TopicSettings(Section):
-    """Names of the topics. Outputs that are not named are `<input>.logits` and so on."""
+    """Names of the topics. Those that are not named are `<input>.logits` and so on."""
 
     input: str = "tweets"
     logits: str = ""
@@ -74,27 +74,29 @@ class TopicSettings(Section):
     divergences: str = ""
     comparisons: str = ""
     dlq: str = ""
+    snapshots: str = ""
 
     @model_validator(mode="before")
     @classmethod
-    def _derive_outputs(cls, values: Any) -> Any:
+    def _derive_names(cls, values: Any) -> Any:
         if isinstance(values, dict):
             source = values.get("input") or "tweets"
-            return {**{name: f"{source}.{name}" for name in OUTPUTS}, **{k: v for k, v in values.items() if v}}
+            derived = {name: f"{source}.{name}" for name in (*OUTPUTS, "snapshots")}
+            return {**derived, **{k: v for k, v in values.items() if v}}
         return values
 
     @model_validator(mode="after")
     def _names_are_legal_and_distinct(self) -> Self:
-        names = (self.input, *self.outputs)
+        names = (self.input, *self.outputs, self.snapshots)
         if wrong := [name for name in names if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", name)]:
             raise ValueError(f"no legal topic name: {wrong[0]!r}")
         if len(set(names)) != len(names):
-            raise ValueError("the input and the outputs must be different topics")
+            raise ValueError("the input, the outputs and the snapshots must be different topics")
         return self
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The five topics twinlens writes."""
+        """The five topics that replicas write, co-partitioned with the input. `snapshots` is the monitor's own."""
         return (self.logits, self.predictions, self.divergences, self.comparisons, self.dlq)
 
 
@@ -168,6 +170,7 @@ class MonitorSettings(Section):
     alert_rate: float = Field(0.02, gt=0, lt=1)
     alert_run_length_tweets: int = Field(1_000_000, ge=10)
     recent_divergences: int = Field(20, ge=0)
+    snapshot_period_s: float = Field(30.0, gt=0)
 
 
 class Settings(BaseSettings):

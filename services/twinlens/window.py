@@ -105,6 +105,7 @@ class Backlog:
         self._in_flight: dict[Partition, int] = {}
         self._items = 0  # that wait
         self._bytes = 0  # that wait, and of windows under way
+        self._drawn = 0
         self._number = 0
         self._closed = False
         self._changed = threading.Condition()
@@ -123,6 +124,11 @@ class Backlog:
     def size_bytes(self) -> int:
         """Memory of what waits and of the windows under way."""
         return self._bytes
+
+    @property
+    def unfinished(self) -> int:
+        """Items that wait, and those of windows under way."""
+        return self._items + self._drawn
 
     def epoch(self, partition: Partition) -> int:
         return self._epochs.get(partition, 0)
@@ -163,6 +169,7 @@ class Backlog:
         """The window was committed, dropped, or will be read again."""
         with self._changed:
             self._bytes -= window.size_bytes
+            self._drawn -= len(window.items)
             for partition in window.epochs:
                 self._in_flight[partition] -= 1
             self._changed.notify_all()
@@ -205,6 +212,7 @@ class Backlog:
                 self._queues[item.source].popleft()
                 self._items -= 1
             self._number += 1
+            self._drawn += len(items)
             window = Window(self._number, items, {item.source: self.epoch(item.source) for item in items})
             for partition in window.epochs:
                 self._in_flight[partition] = self._in_flight.get(partition, 0) + 1

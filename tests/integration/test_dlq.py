@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
-from kafka import KafkaProducer
+from kafka import KafkaProducer, TopicPartition
+from kafka.structs import OffsetAndMetadata
 from typer.testing import CliRunner
 
 from tests.integration.helpers import produce, run_through
 from twinlens.audit import audit
 from twinlens.broker import reading, topics
 from twinlens.broker import replay as replaying
-from twinlens.broker.client import new_producer
+from twinlens.broker.client import new_consumer, new_producer
 from twinlens.broker.deadletters import letter_of, read_letters
 from twinlens.broker.reading import read_topics
 from twinlens.broker.replay import Replay
@@ -177,6 +178,27 @@ def test_replay_chooses_and_says_what_it_passed_over(new_settings: NewSettings) 
     assert "warning: 1 letters cannot be replayed" in rest.stderr
     run(settings, "replay", "--yes", "--from-beginning", "--reason", "not_json")
     assert values(settings) == [b"other", b"\xff1", b"\xff2", b"\xff3"]
+
+
+def test_a_replay_that_was_planned_before_another_one_repeats_nothing(new_settings: NewSettings) -> None:
+    settings = new_settings()
+    bury(settings, [(0, NOT_JSON, b"a")])
+    planned = Replay(settings)
+    bury(settings, [(0, NOT_JSON, b"b")])
+    Replay(settings).run(lambda _: None)
+    planned.run(lambda _: None)
+    assert planned.outcome.replayed.total() == 0
+    assert values(settings) == [b"a", b"b"]
+
+
+def test_a_topic_that_was_created_again_is_not_replayed_unasked(new_settings: NewSettings) -> None:
+    settings = new_settings()
+    bury(settings, [(0, NOT_JSON, b"a")])
+    consumer = new_consumer(settings.kafka, group_id=f"{settings.group_id}.dlq-replay")
+    consumer.commit({TopicPartition(settings.topics.dlq, 0): OffsetAndMetadata(99, "", -1)})
+    consumer.close()
+    assert "Give --from-beginning" in str(run(settings, "replay", "--yes").exception)
+    assert "1 letters replayed" in run(settings, "replay", "--yes", "--from-beginning").stdout
 
 
 def test_replay_asks_first(new_settings: NewSettings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,6 +222,15 @@ def test_an_error_never_quotes_a_secret(wrong: dict[str, Any]) -> None:
 def test_outputs_follow_the_input_unless_they_are_named() -> None:
     topics = Settings.load({"topics": {"input": "posts", "dlq": "broken", "logits": ""}}).topics
     assert topics.outputs == ("posts.logits", "posts.predictions", "posts.divergences", "posts.comparisons", "broken")
+    assert topics.snapshots == "posts.snapshots", "it is no output: it is not co-partitioned"
+
+
+@pytest.mark.parametrize("name", ["logits", "snapshots"])
+def test_topics_must_be_different_ones(name: str) -> None:
+    with pytest.raises(AskUser, match="must be different topics"):
+        Settings.load({"topics": {name: "tweets"}})
+    with pytest.raises(AskUser, match="must be different topics"):
+        Settings.load({"topics": {name: "tweets.comparisons"}})
 
 
 def test_outputs_follow_an_input_that_only_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:

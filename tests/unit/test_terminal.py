@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
 from rich.console import Console
 
 from twinlens.dashboard.terminal import render
 from twinlens.monitor.actor import View
 from twinlens.monitor.divergence import Alert, State
+from twinlens.monitor.durability import SnapshotStatus
 from twinlens.monitor.statistics import RateDetector
 from twinlens.monitor.summary import summary
 from twinlens.records import (
@@ -32,6 +35,18 @@ def text_of(state: State, *recent: DivergenceRecord, lag: dict[int, int] | None 
     )
     console.file.close()
     return console.export_text()
+
+
+def test_what_endangers_the_counts_is_said() -> None:
+    seen = View(
+        summary=summary(state(), 10_000), lag=None, recent=[], caught_up=True, unreadable=0,
+        snapshot=SnapshotStatus(lost_offsets=1_234, error="too large"),
+    )  # fmt: skip
+    with Console(record=True, width=160, file=io.StringIO()) as console:
+        console.print(render(seen))
+    shown = console.export_text()
+    assert "up to 1,234 comparisons were removed before they were counted" in shown
+    assert "no snapshot is written: too large" in shown
 
 
 def state() -> State:

@@ -455,6 +455,7 @@ class Life(RuleBasedStateMachine):
         size = sum(drawn.size_bytes for drawn in held)
         size += sum(drawn.size_bytes for window, _ in self.under_way for drawn in window.items)
         assert self.backlog.size_bytes == size
+        assert self.backlog.unfinished == len(held) + sum(len(window.items) for window, _ in self.under_way)
         assert self.backlog.full == (len(held) >= self.bounds[0] or size >= self.bounds[1])
 
     @invariant()

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.errors import (
     AuthorizationError,
+    BrokerNotAvailableError,
     KafkaConfigurationError,
     KafkaConnectionError,
     KafkaError,
     KafkaTimeoutError,
     MetadataEmptyBrokerList,
+    RetriableError,
     SaslAuthenticationFailedError,
+    UnknownBrokerIdError,
     UnsupportedSaslMechanismError,
 )
 
@@ -24,6 +27,10 @@ from twinlens.settings import KafkaSettings
 
 log = structlog.get_logger(__name__)
 
+TRANSIENT: Final = (RetriableError, BrokerNotAvailableError, UnknownBrokerIdError)
+"""What passes by itself: the same client may try again. The last two come while brokers come and go, though
+kafka-python does not call them retriable. All other errors (rights, credentials, a corrupt batch) need somebody, or at
+least another client."""
 BOOTSTRAP_TIMEOUT_MS = 10_000
 
 
@@ -69,13 +76,32 @@ def new_consumer(kafka: KafkaSettings, **arguments: Any) -> KafkaConsumer:
 def new_producer(kafka: KafkaSettings, **arguments: Any) -> KafkaProducer:
     """An idempotent producer (transactional with `transactional_id`) that creates no topic."""
     with asking_user(kafka):
-        return KafkaProducer(
+        producer = KafkaProducer(
             **connection(kafka),
             allow_auto_create_topics=False,
             metrics_enabled=False,
             max_request_size=kafka.max_request_bytes,
             **arguments,
         )
+    _outlive_unreachable_coordinators(producer)
+    return producer
+
+
+def _outlive_unreachable_coordinators(producer: KafkaProducer) -> None:
+    """Let `await_ready` say no where it raises. After an exception kafka-python 3.0.12 forgets the request that it was
+    about to send to a coordinator, and whoever waits for the answer waits for ever; after a no it tries again.
+    """
+    client = producer._sender._client
+    await_ready = client.await_ready
+
+    def ready(node_id: Any, timeout_ms: float) -> bool:
+        try:
+            return bool(await_ready(node_id, timeout_ms=timeout_ms))
+        except KafkaError as error:
+            log.info("broker not reachable", node=node_id, error=repr(error))
+            return False
+
+    client.await_ready = ready
 
 
 def close_producer(producer: KafkaProducer, timeout_s: float) -> None:
@@ -116,4 +142,13 @@ def asking_user(kafka: KafkaSettings) -> Iterator[None]:
         raise AskUser(f"The Kafka settings do not work: {error}.") from None
 
 
-__all__ = ["KafkaError", "asking_user", "close_producer", "connection", "new_admin", "new_consumer", "new_producer"]
+__all__ = [
+    "TRANSIENT",
+    "KafkaError",
+    "asking_user",
+    "close_producer",
+    "connection",
+    "new_admin",
+    "new_consumer",
+    "new_producer",
+]

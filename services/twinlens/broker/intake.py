@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import structlog
@@ -18,6 +20,7 @@ from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from twinlens.broker.client import new_consumer
+from twinlens.broker.lag import AssignedLag, LagMeter
 from twinlens.broker.publisher import SourceOffset
 from twinlens.settings import Settings
 from twinlens.window import Abandoned, Backlog, Item, Partition, Window
@@ -84,6 +87,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
             fetch_max_bytes=self._poll_bytes,
             max_partition_fetch_bytes=min(MAX_PARTITION_FETCH_BYTES, self._poll_bytes),
         )
+        self._meter = LagMeter(self._consumer, self._topic)
 
     def run(self) -> None:
         """Poll until `stop`, then leave the group."""
@@ -113,6 +117,16 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
     def commit(self, window: Window, offsets: Mapping[Partition, SourceOffset]) -> None:
         """Commit a window's offsets outside a transaction (at-least-once delivery)."""
         self._errands.put(lambda: self._commit(window, offsets))
+
+    def measure(self, timeout_s: float) -> AssignedLag | None:
+        """The lag of the partitions assigned now; None when the thread does not know it within `timeout_s`."""
+        measured: Future[AssignedLag | None] = Future()
+        self._errands.put(lambda: self._measure(measured))
+        try:
+            return measured.result(timeout_s)
+        except TimeoutError:
+            measured.cancel()  # nobody waits for it any more
+            return None
 
     # The three methods below are called by kafka-python within poll().
 
@@ -162,7 +176,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         except KafkaError as error:
             log.warning("committed metadata not known yet", partition=partition.partition, error=repr(error))
             return  # once more with the next records
-        self._resume(_key(partition), "" if committed is None else committed.metadata)
+        self._resume(_key(partition), (committed and committed.metadata) or "")
         self._resumed.add(_key(partition))
 
     def _pause_or_resume(self) -> None:
@@ -183,6 +197,10 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
             except queue.Empty:
                 return
             errand()
+
+    def _measure(self, measured: Future[AssignedLag | None]) -> None:
+        if measured.set_running_or_notify_cancel():
+            measured.set_result(self._meter.measure(time.monotonic()))
 
     def _seek_back(self, key: Partition, abandoned: Abandoned) -> None:
         partition = TopicPartition(*key)

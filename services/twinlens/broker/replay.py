@@ -159,10 +159,15 @@ class Replay:
         consumer.assign(list(self._ends))
         if self._from_beginning:
             consumer.seek_to_beginning()
-        for partition, end in self._ends.items():
-            if consumer.position(partition) > end:  # the topic was deleted and made anew
-                consumer.seek_to_beginning(partition)
-        return {partition: consumer.position(partition) for partition in self._ends}
+        start = {partition: consumer.position(partition) for partition in self._ends}
+        # Not the ends of before: another replay may have gone on to later letters since then.
+        for partition, end in consumer.end_offsets(list(self._ends)).items():
+            if start[partition] > end:
+                raise AskUser(
+                    f"The last replay ended at offset {start[partition]} of partition {partition.partition}, but "
+                    f"{partition.topic} ends at {end} there: was it deleted and created again? Give --from-beginning."
+                )
+        return start
 
     def _polls(self, consumer: KafkaConsumer) -> Iterator[list[Any]]:
         while any(consumer.position(partition) < end for partition, end in self._ends.items()):

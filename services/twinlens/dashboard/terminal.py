@@ -45,6 +45,12 @@ def _title(view: View, status: str) -> RenderableType:
         line.append(f"\n{len(summary.alerts)} past alert(s)", "yellow")
     if sample := _sample(summary.windows[ALL]):
         line.append(f"\naudited: {sample}; rates and intervals are those of this sample")
+    if view.snapshot.lost_offsets:
+        line.append(
+            f"\nup to {view.snapshot.lost_offsets:,} comparisons were removed before they were counted", "yellow"
+        )
+    if view.snapshot.error is not None:
+        line.append(f"\nno snapshot is written: {view.snapshot.error}", "yellow")
     return line
 
 
