@@ -301,8 +301,8 @@ def test_a_snapshot_that_is_too_large_is_told_and_the_counts_go_on(new_settings:
 def test_a_snapshot_that_cannot_be_used_is_none(new_settings: NewSettings, case: str) -> None:
     settings = new_settings(monitor=NEVER)
     other = Snapshot(
-        version=99 if case == "another version" else 1, state=new_state(settings), topic="another", topic_id="1",
-        positions={0: 5, 1: 5}, written_at_ms=1,
+        version=99 if case == "another version" else 1, state=new_state(settings), topic=settings.topics.comparisons,
+        topic_id="that of a topic of this name that was deleted", positions={0: 5, 1: 5}, written_at_ms=1,
     )  # fmt: skip
     write(settings, b"x" if case == "no snapshot at all" else pack(encode(other)))
     records = windows(settings, 0, 5)
