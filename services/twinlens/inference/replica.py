@@ -179,6 +179,7 @@ class Replica:
                 time.sleep(min(0.05 * 2**redone, 2.0) if abandoned else 0)  # a broker in trouble gets a pause
             else:
                 redone = 0
+            del done, window  # the bytes are given free already; let go of them before the next window comes
 
     def _commit(self, done: ComparedWindow) -> None:
         """Publish a window and its offsets. Raises RedoWindow when it is no longer ours or was aborted."""
