@@ -28,23 +28,38 @@ class TopicState:
 
 
 def describe(admin: KafkaAdminClient, settings: Settings) -> list[TopicState]:
-    """The input topic, then the outputs, as they are now. TopicAuthorizationFailedError names those we may not see."""
-    return _describe(admin, [settings.topics.input, *settings.topics.outputs])
+    """The input topic, then the outputs, as they are now. AskUser when this user may not see one of them."""
+    states = _describe(admin, [settings.topics.input, *settings.topics.outputs])
+    _check_allowed(settings.kafka, states)
+    return states
 
 
 def _describe(admin: KafkaAdminClient, names: list[str]) -> list[TopicState]:
     # By name: a list of all topics leaves those out that this user may not see.
     found = {topic["name"]: topic for topic in admin.describe_topics(names)}
-    denied = TopicAuthorizationFailedError.errno
-    if unseen := {name for name in names if name in found and found[name]["error_code"] == denied}:
-        raise TopicAuthorizationFailedError(unseen)
     states = []
     for name in names:
-        partitions = found[name]["partitions"] if name in found else []
+        topic = found[name]
+        partitions = topic["partitions"]
         replication = len(partitions[0]["replica_nodes"]) if partitions else 0
-        allowed = found[name]["authorized_operations"] if name in found else None
-        states.append(TopicState(name, len(partitions), replication, frozenset(allowed) if allowed else None))
+        unseen = topic["error_code"] == TopicAuthorizationFailedError.errno
+        allowed = frozenset(topic["authorized_operations"] or ())
+        states.append(TopicState(name, len(partitions), replication, allowed if allowed or unseen else None))
     return states
+
+
+def _check_allowed(
+    kafka: KafkaSettings, states: list[TopicState], *, read: Collection[str] = (), write: Collection[str] = ()
+) -> None:
+    """AskUser with everything that this user lacks: to read, to write, or at least to see these topics."""
+    lacking = {"Read": read, "Write": write, "Describe": {state.name for state in states} - {*read, *write}}
+    allowed = {state.name: state.allowed for state in states if state.allowed is not None}
+    denied = {
+        operation: [name for name in allowed if name in names and operation.upper() not in allowed[name]]
+        for operation, names in lacking.items()
+    }
+    if any(denied.values()):
+        raise AskUser(denial(kafka, *((operation, "topic", *names) for operation, names in denied.items() if names)))
 
 
 def create(settings: Settings, partitions: int, replication: int) -> list[str]:
@@ -84,9 +99,10 @@ def check(settings: Settings, *, read: Collection[str] = (), write: Collection[s
     admin = new_admin(settings.kafka)
     try:
         with asking_user(settings.kafka):
-            states = describe(admin, settings)
+            states = _describe(admin, [settings.topics.input, *settings.topics.outputs])
     finally:
         admin.close()
+    _check_allowed(settings.kafka, states, read=read, write=write)
     if missing := [state.name for state in states if not state.partitions]:
         raise AskUser(f"Missing topics: {', '.join(missing)}. Create them with `twinlens topics create`.")
     wanted = states[0].partitions
@@ -95,15 +111,7 @@ def check(settings: Settings, *, read: Collection[str] = (), write: Collection[s
             f"Outputs must have as many partitions as {settings.topics.input} ({wanted}), but: {', '.join(uneven)}. "
             "Recreate them, or name other outputs under `topics`."
         )
-    _check_allowed(settings.kafka, "Read", [state for state in states if state.name in read])
-    _check_allowed(settings.kafka, "Write", [state for state in states if state.name in write])
     return wanted
-
-
-def _check_allowed(kafka: KafkaSettings, operation: str, states: list[TopicState]) -> None:
-    denied = [state.name for state in states if state.allowed is not None and operation.upper() not in state.allowed]
-    if denied:
-        raise AskUser(denial(kafka, operation, "topic", *denied))
 
 
 def check_writable(kafka: KafkaSettings, topic: str) -> None:
@@ -114,7 +122,7 @@ def check_writable(kafka: KafkaSettings, topic: str) -> None:
             (state,) = _describe(admin, [topic])
     finally:
         admin.close()
-    _check_allowed(kafka, "Write", [state])
+    _check_allowed(kafka, [state], write=(topic,))
     if not state.partitions:
         raise AskUser(f"There is no topic {topic!r}. Create it with `twinlens topics create`, or give another --topic.")
 
