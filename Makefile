@@ -52,8 +52,12 @@ lint: venv-test ## ruff and mypy
 	$(BIN)/mypy --strict services
 
 .PHONY: test
-test: lint ## lint, then the tests; options in PYTEST_ARGS, as in PYTEST_ARGS='-k sketch'
+test: lint ## lint, then the quick tests; options in PYTEST_ARGS, as in PYTEST_ARGS='-k sketch'
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+.PHONY: test-slow
+test-slow: venv-test ## the tests that take longer: deaths and rebalances on a real Kafka, fuzzing, a short chaos run
+	$(BIN)/pytest -m '(slow or chaos) and not testcontainers' $(PYTEST_ARGS)
 
 .PHONY: chaos
 chaos: venv-test ## some 40 minutes of faults while tweets stream; needs KAFKA_HOME; REPORT=FILE gets the results

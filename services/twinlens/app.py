@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import dataclasses
 import os
 from typing import Any
 
@@ -73,6 +74,10 @@ class ReplicaDeployment:
     def check_health(self) -> None:
         """Raises when the replica has to be replaced."""
         self._replica.check_health()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve, where there is an `autoscaling_config`, for `twinlens.autoscaling.LagPolicy`."""
+        return dataclasses.asdict(await asyncio.to_thread(self._replica.autoscaling_stats))
 
     async def __del__(self) -> None:
         """Called by Serve after the drain: finish and commit the windows in hand."""

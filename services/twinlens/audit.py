@@ -1,13 +1,13 @@
 """An independent check of what was published: joins the output topics by source coordinates.
 
 It shares nothing with the replicas' own comparison but the record types: scores are computed anew from the published
-logits. `join` is pure; reading the topics is in `read_topics`.
+logits. `join` is pure; reading the topics is in `broker.reading`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -16,9 +16,12 @@ from kafka import OffsetSpec, TopicPartition
 from kafka.errors import RetriableError
 
 from twinlens.broker.client import naming_denials, new_admin, new_consumer
+from twinlens.broker.deadletters import letter_of
+from twinlens.broker.reading import read_topics
 from twinlens.errors import AskUser
 from twinlens.records import (
     LogitsRecord,
+    PredictionMode,
     PredictionRecord,
     Verdict,
     decode_comparison,
@@ -31,8 +34,6 @@ Coordinates = tuple[int, int]  #: partition and offset on the input topic
 EXAMPLES = 10  #: how many missing or diverging tweets a report shows
 COORDINATOR_S = 15.0  #: for the group's coordinator to be found
 OPEN_GRACE_S = 5.0  #: how much longer than its timeout an open transaction may last
-LIVE_S = 3.0  #: a topic that keeps growing is read this much longer
-QUIET_POLLS = 2  #: the end of a topic is believed after this many empty polls past the end offset
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -40,14 +41,15 @@ class Report(msgspec.Struct, kw_only=True):
 
     consumed: int = 0  #: records of the input topic before the group's committed offsets
     published: int = 0  #: of them in both output topics
+    derived: int = 0  #: of these with a prediction made from the raw path's logits: there is nothing to compare
     dead_lettered: int = 0  #: of them in the dead-letter topic
     missing: int = 0  #: of them in neither, or in one output topic only
     duplicate: int = 0  #: records more than one per tweet and topic
-    diverging: int = 0
+    diverging: int = 0  #: of the published ones that are not derived
     label_divergences: int = 0
     score_divergences: int = 0
     one_sided: int = 0
-    monitor_tweets: int = 0  #: what the comparison records say
+    monitor_tweets: int = 0  #: what the comparison records say: tweets published, compared or not
     monitor_diverging: int = 0
     examples: list[dict[str, Any]] = msgspec.field(default_factory=list)  #: the first diverging or missing tweets
 
@@ -69,6 +71,7 @@ class Published(msgspec.Struct, kw_only=True):
 
     raw: dict[Coordinates, Side] = msgspec.field(default_factory=dict)
     predict: dict[Coordinates, Side] = msgspec.field(default_factory=dict)
+    derived: set[Coordinates] = msgspec.field(default_factory=set)
     windows: dict[Coordinates, str] = msgspec.field(default_factory=dict)
     dead: set[Coordinates] = msgspec.field(default_factory=set)
     duplicate: int = 0
@@ -93,6 +96,9 @@ def join(consumed: Iterable[Coordinates], published: Published, tolerance: float
         elif raw is None or predict is None:
             report.missing += 1
             _example(report, at, "missing", raw, predict)
+        elif at in published.derived:
+            report.published += 1
+            report.derived += 1
         else:
             report.published += 1
             limit = published.tolerances.get(published.windows.get(at, ""), tolerance)
@@ -198,34 +204,6 @@ def committed_offsets(settings: Settings) -> dict[int, int]:
     return {tp.partition: value.offset for tp, value in offsets.items() if tp.topic == settings.topics.input}
 
 
-def read_topics(settings: Settings, topics: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """Every committed record of `topics` that is there now, as (topic, ConsumerRecord).
-
-    The end offset is where to stop at the earliest: the embedded broker reports one that lags by a batch.
-    """
-    consumer = new_consumer(
-        settings.kafka, isolation_level="read_committed", auto_offset_reset="earliest", max_poll_records=5_000
-    )
-    try:
-        partitions = [
-            TopicPartition(topic, number) for topic in topics for number in consumer.partitions_for_topic(topic)
-        ]
-        ends = consumer.end_offsets(partitions)
-        consumer.assign(partitions)
-        consumer.seek_to_beginning()
-        quiet, reached = 0, None
-        while quiet < QUIET_POLLS and (reached is None or time.monotonic() - reached < LIVE_S):
-            polled = consumer.poll(600)
-            for partition, records in polled.items():
-                for record in records:
-                    yield partition.topic, record
-            behind = any(consumer.position(partition) < ends[partition] for partition in partitions)
-            quiet = 0 if polled or behind else quiet + 1
-            reached = time.monotonic() if reached is None and not behind else reached
-    finally:
-        consumer.close()
-
-
 def _collect(published: Published, settings: Settings, topic: str, record: Any) -> None:
     topics = settings.topics
     if topic == topics.logits:
@@ -239,21 +217,27 @@ def _collect(published: Published, settings: Settings, topic: str, record: Any) 
     elif topic == topics.predictions:
         prediction = decode_prediction(record.value)
         if prediction.application == settings.application:
-            at = (prediction.source.partition, prediction.source.offset)
-            published.duplicate += at in published.predict
-            published.predict[at] = predict_side(prediction)
+            _collect_prediction(published, prediction)
     elif topic == topics.comparisons:
         comparison = decode_comparison(record.value)
         if comparison.application == settings.application:
             published.tolerances[comparison.window] = comparison.tolerance
-            published.monitor_tweets += comparison.tally.tweets
+            published.monitor_tweets += comparison.published
             published.monitor_diverging += comparison.tally.diverging
     elif topic == topics.dlq:
-        headers = dict(record.headers)
-        if headers.get("twinlens.application", b"").decode() == settings.application:
-            at = (int(headers["twinlens.source.partition"]), int(headers["twinlens.source.offset"]))
+        letter = letter_of(record)
+        if letter is not None and letter.application == settings.application:
+            at = (letter.source.partition, letter.source.offset)
             published.duplicate += at in published.dead
             published.dead.add(at)
+
+
+def _collect_prediction(published: Published, prediction: PredictionRecord) -> None:
+    at = (prediction.source.partition, prediction.source.offset)
+    published.duplicate += at in published.predict
+    published.predict[at] = predict_side(prediction)
+    if prediction.mode is PredictionMode.DERIVED:
+        published.derived.add(at)
 
 
 def _count(report: Report, verdict: Verdict) -> None:

@@ -46,6 +46,13 @@ class Certainty(StrEnum):
     CONSISTENT = "consistent"
 
 
+class PredictionMode(StrEnum):
+    """How a prediction was made: by the pipeline, or from the raw path's logits by the pipeline's post-processing."""
+
+    PIPELINE = "pipeline"
+    DERIVED = "derived"
+
+
 class Record(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Base of all published records."""
 
@@ -113,7 +120,9 @@ class LabelScore(msgspec.Struct, frozen=True):
 class PredictionRecord(Record, frozen=True):
     """One per tweet on `tweets.predictions`: what `pipeline("text-classification")` gave.
 
-    `label` and `score` are the highest-scoring label; `scores` is the whole answer when `predict.top_k` is set.
+    `label` and `score` are the highest-scoring label; `scores` is the whole answer when `predict.top_k` is set. With
+    `predict.mode: audited` the pipeline runs on a sample only. The others are `derived`: `batch` and `error` are then
+    those of the raw path, whose logits the answer was made from.
     """
 
     id: str
@@ -124,7 +133,7 @@ class PredictionRecord(Record, frozen=True):
     score: float | None = None
     scores: list[LabelScore] | None = None
     batch: BatchProvenance | None = None
-    mode: str = "pipeline"  #: how the prediction was made
+    mode: PredictionMode = PredictionMode.PIPELINE
     error: PathError | None = None
 
 
@@ -194,9 +203,10 @@ Histogram = dict[int, int]  #: bucket index -> count, see `twinlens.sketch`
 class ComparisonRecord(Record, frozen=True):
     """One per committed window and source partition on `tweets.comparisons`: counts and sketches that merge.
 
-    Offsets are those of `source_topic`/`source_partition`; both ends are inclusive. `tally` counts compared
-    tweets, `refused` the dead letters. What belongs to the window as a whole (`batch_sizes`, `tokens`, `padded_tokens`,
-    `compute_s`) stands in the record of its first partition only, so that sums over records are right.
+    Offsets are those of `source_topic`/`source_partition`; both ends are inclusive. `tally` counts compared tweets, as
+    do `by_length`, `labels`, `causes` and `score_delta`; `derived` counts the other tweets, `refused` the dead letters.
+    What belongs to the window as a whole (`batch_sizes`, `tokens`, `padded_tokens`, `compute_s`) stands in the record
+    of its first partition only, so that sums over records are right.
     """
 
     application: str
@@ -210,6 +220,7 @@ class ComparisonRecord(Record, frozen=True):
     raw_model: ModelId
     predict_model: ModelId
     tally: Tally
+    derived: int = 0  #: tweets with a derived prediction: published, not compared
     refused: dict[str, int] = msgspec.field(default_factory=dict)  #: by `RefusalReason`
     labels: dict[str, dict[str, int]] = msgspec.field(default_factory=dict)  #: raw label -> predict label -> tweets
     by_length: dict[str, Tally] = msgspec.field(default_factory=dict)  #: by upper bound of the token count
@@ -221,6 +232,11 @@ class ComparisonRecord(Record, frozen=True):
     padded_tokens: int = 0  #: raw path, padding included
     compute_s: float = 0.0  #: seconds the window spent in both paths
     tolerance: float = 0.0  #: score tolerance in force
+
+    @property
+    def published(self) -> int:
+        """Tweets on both output topics, compared or not."""
+        return self.tally.tweets + self.derived
 
 
 def encode(record: Record) -> bytes:

@@ -55,6 +55,15 @@ TRACEPARENT: Final[Schema] = {
     "type": "string",
     "description": "W3C trace context. Like every other header of the source record it is passed through untouched.",
 }
+#: Headers that may be on any record, since they are passed through.
+PASSED_HEADERS: Final[dict[str, Schema]] = {
+    "traceparent": TRACEPARENT,
+    "twinlens.replayed_from": {
+        "type": "string",
+        "description": "Only where `twinlens dlq replay` has put a dead letter back: where that lies.",
+        "pattern": "/[0-9]+/[0-9]+$",
+    },
+}
 SOURCE_KEY: Final[Schema] = {"type": ["string", "null"], "description": "Any bytes, or null: the source record's key."}
 #: Headers that `inference.outputs` adds to a dead letter. Kafka headers are bytes; these are UTF-8 text.
 DEAD_LETTER_HEADERS: Final[dict[str, Schema]] = {
@@ -182,7 +191,7 @@ def _operation(action: str, name: str, group: str | None = None) -> Schema:
 
 
 def _messages() -> Schema:
-    passed = {"type": "object", "properties": {"traceparent": TRACEPARENT}}
+    passed = {"type": "object", "properties": PASSED_HEADERS}
     examples = {topic: json.loads(encode(record)) for topic, record in example_records().items()}
     tweet = {"id": "70", "text": examples[TOPICS.divergences]["text"]}
     tweet_ref = {"$ref": "#/components/schemas/Tweet"}
@@ -214,7 +223,7 @@ def _dead_letter() -> Schema:
     added = {name: {"type": "string", **schema} for name, schema in DEAD_LETTER_HEADERS.items()}
     headers = {
         "type": "object",
-        "properties": {"traceparent": TRACEPARENT, **added, **CUT_HEADER},
+        "properties": {**PASSED_HEADERS, **added, **CUT_HEADER},
         "required": list(added),
     }
     value = {"description": "The refused record's bytes, whole unless `twinlens.cut_from_bytes` says otherwise."}

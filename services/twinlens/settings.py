@@ -32,11 +32,15 @@ DEMO_MODEL = str(Path(__file__).parent / "data" / "demo-model")
 
 DType = Literal["float32", "bfloat16", "float16"]
 FunctionToApply = Literal["default", "softmax", "sigmoid", "none"]
+ONE_MODEL = (
+    "predict.mode audited derives predictions from the raw path's logits and needs the same model and revision in both "
+    "paths: leave predict.model and predict.revision out, or set predict.mode to full"
+)
 OUTPUTS = ("logits", "predictions", "divergences", "comparisons", "dlq")
 
 
 class TopicSettings(Section):
-    """Names of the topics. Outputs that are not named are `<input>.logits` and so on."""
+    """Names of the topics. Those that are not named are `<input>.logits` and so on."""
 
     input: str = "tweets"
     logits: str = ""
@@ -44,27 +48,29 @@ class TopicSettings(Section):
     divergences: str = ""
     comparisons: str = ""
     dlq: str = ""
+    snapshots: str = ""
 
     @model_validator(mode="before")
     @classmethod
-    def _derive_outputs(cls, values: Any) -> Any:
+    def _derive_names(cls, values: Any) -> Any:
         if isinstance(values, dict):
             source = values.get("input") or "tweets"
-            return {**{name: f"{source}.{name}" for name in OUTPUTS}, **{k: v for k, v in values.items() if v}}
+            derived = {name: f"{source}.{name}" for name in (*OUTPUTS, "snapshots")}
+            return {**derived, **{k: v for k, v in values.items() if v}}
         return values
 
     @model_validator(mode="after")
     def _names_are_legal_and_distinct(self) -> Self:
-        names = (self.input, *self.outputs)
+        names = (self.input, *self.outputs, self.snapshots)
         if wrong := [name for name in names if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", name)]:
             raise ValueError(f"no legal topic name: {wrong[0]!r}")
         if len(set(names)) != len(names):
-            raise ValueError("the input and the outputs must be different topics")
+            raise ValueError("the input, the outputs and the snapshots must be different topics")
         return self
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The five topics twinlens writes."""
+        """The five topics that replicas write, co-partitioned with the input. `snapshots` is the monitor's own."""
         return (self.logits, self.predictions, self.divergences, self.comparisons, self.dlq)
 
 
@@ -112,6 +118,8 @@ class PredictSettings(PathSettings):
     """`pipeline("text-classification")`."""
 
     top_k: int | None = Field(None, ge=1)
+    mode: Literal["full", "audited"] = "full"
+    audit_share: float = Field(0.05, gt=0, le=1)
 
 
 class CompareSettings(Section):
@@ -136,6 +144,7 @@ class MonitorSettings(Section):
     alert_rate: float = Field(0.02, gt=0, lt=1)
     alert_run_length_tweets: int = Field(1_000_000, ge=10)
     recent_divergences: int = Field(20, ge=0)
+    snapshot_period_s: float = Field(30.0, gt=0)
 
 
 class Settings(BaseSettings):
@@ -176,6 +185,12 @@ class Settings(BaseSettings):
             raise ValueError("batching.max_window_items may not exceed intake.max_buffered_items")
         return self
 
+    @model_validator(mode="after")
+    def _audited_mode_has_one_model(self) -> Self:
+        if self.predict.mode == "audited" and not self.one_model:
+            raise ValueError(ONE_MODEL)
+        return self
+
     @classmethod
     def load(cls, args: dict[str, Any] | None = None) -> Self:
         """Settings from `args`, the secrets folder and the environment; AskUser with one line per wrong value.
@@ -210,6 +225,11 @@ class Settings(BaseSettings):
     def group_id(self) -> str:
         """Consumer group: `kafka.group_id`, or the application's name."""
         return self.kafka.group_id or self.application
+
+    @property
+    def one_model(self) -> bool:
+        """Whether both paths run the same model and revision."""
+        return self.model_of(self.raw) == self.model_of(self.predict)
 
     def model_of(self, path: PathSettings) -> tuple[str, str | None]:
         """Name and revision of the model that a path runs."""

@@ -18,6 +18,8 @@ from twinlens.errors import RefuseRecord
 Headers = list[tuple[str, bytes]]
 Partition = tuple[str, int]  #: topic and partition number
 
+WINDOWS_UNDER_WAY = 3  #: computed, waiting to be published, being published
+
 
 @dataclass(slots=True, eq=False)
 class Item:
@@ -29,7 +31,7 @@ class Item:
     timestamp_ms: int
     key: bytes | None = field(repr=False)
     headers: Headers = field(repr=False)
-    size_bytes: int
+    size_bytes: int  #: memory it takes while it is in hand
     id: str = ""
     text: str = field(default="", repr=False)
     inputs: dict[str, list[int]] = field(
@@ -67,6 +69,10 @@ class Window:
         return [item for item in self.items if item.refusal is None]
 
     @property
+    def size_bytes(self) -> int:
+        return sum(item.size_bytes for item in self.items)
+
+    @property
     def next_offsets(self) -> dict[Partition, int]:
         """What to commit: per partition, the offset after the last item."""
         return {item.source: item.offset + 1 for item in self.items}
@@ -84,16 +90,22 @@ class Backlog:
 
     `fill` is called by intake, `draw` by compute, `invalidate` by intake on revocation or re-read. `draw` takes whole
     runs from the partition with the oldest record first, so that no partition starves.
+
+    `max_items` bounds what waits, `max_bytes` all that is in hand: what waits and the windows under way. A window gets
+    a share of the bytes that leaves one for what waits, so that large records never stop the flow; a record that is
+    larger than its share goes alone.
     """
 
     def __init__(self, max_items: int, max_bytes: int) -> None:
         self._max_items = max_items
         self._max_bytes = max_bytes
+        self._max_window_bytes = max_bytes // (WINDOWS_UNDER_WAY + 1)
         self._queues: dict[Partition, deque[Item]] = {}
         self._epochs: dict[Partition, int] = {}
         self._in_flight: dict[Partition, int] = {}
-        self._items = 0
-        self._bytes = 0
+        self._items = 0  # that wait
+        self._bytes = 0  # that wait, and of windows under way
+        self._drawn = 0
         self._number = 0
         self._closed = False
         self._changed = threading.Condition()
@@ -105,7 +117,18 @@ class Backlog:
 
     @property
     def items(self) -> int:
+        """Records that wait."""
         return self._items
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory of what waits and of the windows under way."""
+        return self._bytes
+
+    @property
+    def unfinished(self) -> int:
+        """Items that wait, and those of windows under way."""
+        return self._items + self._drawn
 
     def epoch(self, partition: Partition) -> int:
         return self._epochs.get(partition, 0)
@@ -145,6 +168,8 @@ class Backlog:
     def finish(self, window: Window) -> None:
         """The window was committed, dropped, or will be read again."""
         with self._changed:
+            self._bytes -= window.size_bytes
+            self._drawn -= len(window.items)
             for partition in window.epochs:
                 self._in_flight[partition] -= 1
             self._changed.notify_all()
@@ -175,7 +200,7 @@ class Backlog:
         """The next window, as soon as there is one; None after `timeout_s` without a record, at once when closed.
 
         `take` gets up to `max_items` candidates, oldest first, and says how many of them to use (at least 1). Every
-        window must come back through `finish`.
+        window must come back through `finish`, which gives its bytes free.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._items > 0 or self._closed, timeout_s)
@@ -186,8 +211,8 @@ class Backlog:
             for item in items:
                 self._queues[item.source].popleft()
                 self._items -= 1
-                self._bytes -= item.size_bytes
             self._number += 1
+            self._drawn += len(items)
             window = Window(self._number, items, {item.source: self.epoch(item.source) for item in items})
             for partition in window.epochs:
                 self._in_flight[partition] = self._in_flight.get(partition, 0) + 1
@@ -205,10 +230,16 @@ class Backlog:
             self._bytes -= item.size_bytes
 
     def _candidates(self, max_items: int) -> list[Item]:
-        """Up to `max_items` waiting items, partitions one after the other, the one with the oldest record first."""
+        """Waiting items that fit into a window, partitions one after the other, the one with the oldest record first.
+
+        At least one, if any waits.
+        """
         candidates: list[Item] = []
+        size_bytes = 0
         for queue in sorted(filter(None, self._queues.values()), key=lambda queue: queue[0].timestamp_ms):
-            candidates.extend(item for item, _ in zip(queue, range(max_items - len(candidates)), strict=False))
-            if len(candidates) >= max_items:
-                break
+            for item in queue:
+                size_bytes += item.size_bytes
+                if len(candidates) >= max_items or (candidates and size_bytes > self._max_window_bytes):
+                    return candidates
+                candidates.append(item)
         return candidates

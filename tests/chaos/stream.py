@@ -136,8 +136,10 @@ class Progress:
             while not self._ending.wait(SAMPLE_S):
                 try:
                     found = admin.list_group_offsets({group: None})[group]
-                except KafkaError:
-                    continue  # the coordinator is down or moving
+                except KafkaError:  # the coordinator is down or has moved: this client would ask it for ever
+                    admin.close()
+                    admin = new_admin(self._settings.kafka)
+                    continue
                 at_s = time.monotonic() - self._start_s
                 self._samples.append({tp.partition: o.offset for tp, o in found.items() if _of(tp, topic)})
                 self._times.append(at_s)

@@ -134,6 +134,7 @@ def _args(name: str, model: Path, bootstrap: str) -> dict[str, Any]:
         "raw": {"model": str(model)},
         "predict": {"max_length": 24},  # so that there are divergences to count
         "output": {"commit_deadline_s": 20},
+        "monitor": {"snapshot_period_s": 1},  # so that a killed one has one to go on from
     }
 
 

@@ -8,6 +8,7 @@ names a folder for the logs of Ray's processes, `TWINLENS_CHAOS_REPORT` a file f
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import random
 from pathlib import Path
@@ -38,6 +39,8 @@ def test_every_tweet_comes_out_once_whatever_dies(model_folder: ModelFolder) -> 
     seed = int(os.environ.get("TWINLENS_CHAOS_SEED") or random.SystemRandom().randrange(1_000_000))
     kinds = [name for name in os.environ.get("TWINLENS_CHAOS_KINDS", "").split(",") if name] or list(FAULTS)
     logs = os.environ.get("TWINLENS_CHAOS_LOGS")
+    # Of brokers that are away it says much; and tracebacks in the captured log would keep its sockets open.
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
     print(f"TWINLENS_CHAOS_SEED={seed}")
     with running_system(home, model_folder(), Path(logs) if logs else None) as system:
         report = experiment(system, seed, TWEETS, STRIKES, kinds)

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from kafka import ConsumerGroupMetadata
-from kafka.errors import KafkaTimeoutError
+from kafka.errors import KafkaConnectionError, KafkaTimeoutError
 from kafka.future import Future
+from kafka.net.compat import KafkaNetClient
 
 from tests.integration.helpers import published
 from twinlens.audit import committed_offsets
@@ -25,6 +26,7 @@ from twinlens.broker.publisher import (
 )
 from twinlens.errors import RedoWindow, ReplaceReplica
 from twinlens.settings import Settings
+from twinlens.threads import WatchedThread
 from twinlens.window import Partition
 
 PUBLISHERS = {"exactly_once": TransactionalPublisher, "at_least_once": AtLeastOncePublisher}
@@ -81,6 +83,36 @@ def test_a_window_that_is_no_longer_ours_is_redone_and_the_next_one_goes_through
         publisher.close()
         member.close()
     assert published(settings, "logits")["logits"][-1].value == b"2"
+
+
+def test_a_coordinator_that_cannot_be_reached_for_a_moment_does_not_hold_the_window_up_for_ever(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals: list[int] = []
+    await_ready = KafkaNetClient.await_ready
+
+    def refuse(self: KafkaNetClient, node_id: int, **arguments: Any) -> bool:
+        if refusals:
+            raise KafkaConnectionError(f"Node {refusals.pop()} not ready")
+        return bool(await_ready(self, node_id, **arguments))
+
+    monkeypatch.setattr(KafkaNetClient, "await_ready", refuse)
+    settings, member = prepare(address)
+    publisher = TransactionalPublisher(settings, "p")
+    refusals.extend([1, 1, 1])
+    thread = WatchedThread(
+        "publish",
+        lambda: publisher.publish(window(settings, b"1"), up_to(settings, 1), member.group_metadata),
+    )
+    thread.start()
+    try:
+        assert thread.join(20), "the publisher hangs"
+        thread.check()
+    finally:
+        publisher.close()
+        member.close()
+    assert not refusals
+    assert committed_offsets(settings) == {0: 1}
 
 
 @pytest.mark.parametrize("delivery", PUBLISHERS)

@@ -43,7 +43,7 @@ class Deployed:
 
     @property
     def tweets(self) -> int:
-        return self.view()["summary"]["windows"]["all"]["tally"]["tweets"]
+        return self.view()["summary"]["windows"]["all"]["published"]
 
 
 @pytest.fixture
@@ -63,14 +63,14 @@ def deploy(broker: str, http_port: int) -> Iterator[Callable[..., Deployed]]:
         serve.delete(name)
 
 
-def new_settings(broker: str, *, input_topic: str | None = None, **sections: Any) -> Settings:
+def new_settings(broker: str, *, input_topic: str | None = None, partitions: int = 2, **sections: Any) -> Settings:
     """Settings of an application of its own; its topics exist."""
     name = f"app-{uuid.uuid4().hex[:8]}"
     kafka = {"bootstrap_servers": broker, "session_timeout_ms": 3000}
     settings = Settings.load(
         {"application": name, "kafka": kafka, "topics": {"input": input_topic or name}, **sections}
     )
-    topics.create(settings, 2, 1)
+    topics.create(settings, partitions, 1)
     return settings
 
 

@@ -27,8 +27,8 @@ def feed(settings: Settings, count: int) -> int:
     return produce(settings, [(str(i).encode(), line, []) for i, line in enumerate(lines(count))])
 
 
-def test_a_killed_monitor_comes_back_with_the_same_counts(deploy: Deploy) -> None:
-    deployed = deploy()
+def test_a_killed_monitor_comes_back_with_the_same_counts(deploy: Deploy, broker: str) -> None:
+    deployed = deploy(new_settings(broker, monitor={"snapshot_period_s": 0.5}))
     sent = feed(deployed.settings, 300)
     wait_until(lambda: deployed.tweets == sent, "all tweets counted")
     before = fetch(deployed.url).summary
@@ -36,6 +36,7 @@ def test_a_killed_monitor_comes_back_with_the_same_counts(deploy: Deploy) -> Non
     tally = before.windows["all"].tally
     assert report.clean
     assert (tally.tweets, tally.diverging) == (report.published, report.diverging)
+    wait_until(lambda: fetch(deployed.url).snapshot.written_records == before.records, "a snapshot of all of them")
 
     (old,) = pids(f"ray::ServeReplica:{deployed.settings.application}:Monitor")
     os.kill(old, signal.SIGKILL)
@@ -43,7 +44,9 @@ def test_a_killed_monitor_comes_back_with_the_same_counts(deploy: Deploy) -> Non
         lambda: pids(f"ray::ServeReplica:{deployed.settings.application}:Monitor") not in ([], [old]), "a new monitor"
     )
     wait_until(lambda: _caught_up(deployed), "the new monitor has read the topic")
-    after = fetch(deployed.url).summary
+    view = fetch(deployed.url)
+    after = view.summary
+    assert (view.snapshot.restored_from_ms is not None, view.snapshot.records_read) == (True, 0)
     assert msgspec.structs.replace(after, at_ms=0, windows={}) == msgspec.structs.replace(before, at_ms=0, windows={})
     assert after.windows["all"] == before.windows["all"]
 

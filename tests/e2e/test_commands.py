@@ -170,6 +170,8 @@ WRONG = {
     ),
     "missing topic": (["serve", "-c", "CONFIG"], {}, "twinlens topics create"),
     "missing topic, audit": (["audit", "-c", "CONFIG"], {}, "twinlens topics create"),
+    "missing topic, dlq": (["dlq", "show", "0/0", "-c", "CONFIG"], {}, "twinlens topics create"),
+    "nobody to ask": (["dlq", "replay", "-c", "CONFIG"], {}, "Give --yes"),
     "wrong setting": (["serve", "-c", "CONFIG"], {"raw": {"dtype": "float8"}}, "raw.dtype"),
     "unknown setting": (["doctor", "-c", "CONFIG"], {"kafkaa": {}}, "kafkaa"),
     "no model": (

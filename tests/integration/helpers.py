@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from twinlens.audit import read_topics
 from twinlens.broker.client import new_producer
+from twinlens.broker.reading import read_topics
 from twinlens.cli.demo import TWEETS
 from twinlens.inference.replica import Replica
 from twinlens.settings import Settings

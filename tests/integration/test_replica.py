@@ -16,7 +16,7 @@ from twinlens import records
 from twinlens.audit import audit
 from twinlens.monitor.divergence import State
 from twinlens.monitor.statistics import RateDetector
-from twinlens.settings import DEMO_MODEL, Settings
+from twinlens.settings import DEMO_MODEL, PredictSettings, Settings
 
 NewSettings = Callable[..., Settings]
 TRACE = ("traceparent", b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
@@ -214,11 +214,22 @@ def test_cls_vector_and_all_scores_are_published_on_request(new_settings: NewSet
 
 
 def test_reconfigure_changes_the_pipeline_from_the_next_window_on(new_settings: NewSettings) -> None:
+    """The change comes while compute waits for that window."""
     settings = new_settings()
-    first = produce(settings, [(None, line, []) for line in lines(100)])
+    changes: list[PredictSettings] = []
     with running_replica(settings) as replica:
+        draw = replica._backlog.draw
+
+        def draw_and_change(*arguments: Any) -> Any:
+            window = draw(*arguments)
+            if window is not None and changes:
+                replica.reconfigure(settings.batching, changes.pop())
+            return window
+
+        replica._backlog.draw = draw_and_change  # type: ignore[method-assign]
+        first = produce(settings, [(None, line, []) for line in lines(100)])
         wait_until(lambda: committed(settings, replica) >= first, "the first half")
-        replica.reconfigure(settings.batching, settings.predict.model_copy(update={"max_length": 8}))
+        changes.append(settings.predict.model_copy(update={"max_length": 8}))
         both = first + produce(settings, [(None, line, []) for line in lines(100)])
         wait_until(lambda: committed(settings, replica) >= both, "the second half")
         with pytest.raises(ValueError, match="deploy anew"):
@@ -227,6 +238,8 @@ def test_reconfigure_changes_the_pipeline_from_the_next_window_on(new_settings: 
     assert report.clean
     assert report.published == both
     assert report.diverging > 20
+    found = [records.decode_prediction(raw.value) for raw in published(settings, "predictions")["predictions"]]
+    assert sum(each.batch.padded_tokens > 8 for each in found if each.batch) <= first, "a later window was not changed"
 
 
 def test_a_second_replica_goes_on_where_the_first_one_stopped(new_settings: NewSettings) -> None:

@@ -111,7 +111,7 @@ def tweets(count: int) -> list[tuple[bytes | None, bytes | None, list[tuple[str,
 
 def test_the_application_and_each_command_need_no_more_than_documented(secure: SecureKafka, settings: Settings) -> None:
     with secure.allowing(rights("produce")):
-        topics.check_writable(settings.kafka, INPUT)
+        topics.check_allowed(settings.kafka, INPUT, "Write")
         count = produce(settings, tweets(100))
     with secure.allowing(rights("application")):
         monitor = Monitor(settings)
@@ -141,7 +141,7 @@ def as_topics_create(settings: Settings) -> None:
 
 
 def as_produce(settings: Settings) -> None:
-    topics.check_writable(settings.kafka, INPUT)
+    topics.check_allowed(settings.kafka, INPUT, "Write")
 
 
 def as_audit(settings: Settings) -> None:

@@ -54,6 +54,16 @@ def test_the_tolerance_of_the_window_is_used() -> None:
     assert join([(0, 0)], published, 0.005).score_divergences == 1
 
 
+def test_derived_predictions_are_published_and_not_compared() -> None:
+    at = [(0, number) for number in range(4)]
+    published = Published(raw=dict.fromkeys(at, YES), predict=dict.fromkeys(at, NO), derived=set(at[1:]))
+    report = join(at, published, 0.005)
+    assert (report.published, report.derived, report.diverging, report.missing) == (4, 3, 1, 0)
+    assert [example["offset"] for example in report.examples] == [0]
+    del published.raw[at[3]]
+    assert (join(at, published, 0.005).derived, join(at, published, 0.005).missing) == (2, 1)
+
+
 @given(
     st.sets(st.integers(0, 30)), st.sets(st.integers(0, 30)), st.sets(st.integers(0, 30)), st.sets(st.integers(0, 30))
 )

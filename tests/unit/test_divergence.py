@@ -79,6 +79,7 @@ def one_partition(draw: st.DrawFn, partition: int) -> list[ComparisonRecord]:
                 published_at_ms=NOW + draw(st.integers(-70 * MINUTE, MINUTE)),
                 raw_model=ModelId("demo", draw(names)),
                 tally=draw(tallies),
+                derived=draw(small),
                 refused=draw(st.dictionaries(names, small)),
                 labels=draw(st.dictionaries(names, st.dictionaries(names, small, max_size=2), max_size=2)),
                 by_length=draw(st.dictionaries(st.sampled_from(["16", "128"]), tallies)),
@@ -162,8 +163,8 @@ class TestFold:
         assert (state.total.tally.tweets, state.replayed, state.overlapping_tweets) == (19, 0, 4)
 
     def test_an_overlap_is_no_larger_than_the_record(self) -> None:
-        sparse = comparison(0, 14, tally=Tally(tweets=2), refused={"not_json": 1})
-        assert folded([comparison(0, 9), sparse]).overlapping_tweets == 3
+        sparse = comparison(0, 14, tally=Tally(tweets=2), derived=1, refused={"not_json": 1})
+        assert folded([comparison(0, 9), sparse]).overlapping_tweets == 4
 
     def test_partitions_and_topics_have_their_own_offsets(self) -> None:
         state = folded([comparison(), comparison(source_partition=1), comparison(source_topic="other")])
@@ -230,6 +231,14 @@ class TestAlerts:
         state = folded([comparison(tally=Tally(), refused={"not_json": 10})])
         assert state.alerts == []
         assert state.detector == new_state().detector
+
+    def test_the_evidence_is_that_of_compared_tweets(self) -> None:
+        compared = comparison(0, 9, tally=Tally(tweets=10, label=5))
+        assert folded([msgspec.structs.replace(compared, derived=90)]).detector == folded([compared]).detector
+        [alert] = folded([msgspec.structs.replace(compared, derived=90)]).alerts
+        assert alert.rate == 0.5
+        state = folded([comparison(tally=Tally(), derived=10)])
+        assert (state.alerts, state.detector, state.total.published) == ([], new_state().detector, 10)
 
     def test_only_the_last_ones_are_kept(self) -> None:
         state, offset = new_state(), 0

@@ -8,7 +8,10 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("module", ["fields", "sketch", "monitor.statistics", "monitor.divergence"])
+@pytest.mark.parametrize(
+    "module",
+    ["fields", "sketch", "rates", "monitor.statistics", "monitor.divergence", "monitor.snapshot", "cli.letters"],
+)
 def test_examples(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"twinlens.{module}"))
     assert result.failed == 0

@@ -153,6 +153,14 @@ def test_a_variable_of_something_else_is_ignored(monkeypatch: pytest.MonkeyPatch
         ({"application": "a b"}, "application"),
         ({"batching": {"max_window_items": 5_000}}, "batching.max_window_items"),
         ({"compare": {"score_tolerance": float("nan")}}, "compare.score_tolerance"),
+        ({"predict": {"audit_share": 0}}, "predict.audit_share"),
+        ({"predict": {"audit_share": 1.01}}, "predict.audit_share"),
+        ({"predict": {"mode": "audited", "model": "org/other"}}, "predict.mode"),
+        ({"predict": {"mode": "audited", "revision": "v2"}}, "predict.mode"),
+        (
+            {"raw": {"model": "org/a", "revision": "v1"}, "predict": {"mode": "audited", "model": "org/a"}},
+            "predict.mode",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(args: dict[str, Any], named: str) -> None:
@@ -349,6 +357,15 @@ def test_an_error_never_quotes_a_secret(wrong: dict[str, Any]) -> None:
 def test_outputs_follow_the_input_unless_they_are_named() -> None:
     topics = Settings.load({"topics": {"input": "posts", "dlq": "broken", "logits": ""}}).topics
     assert topics.outputs == ("posts.logits", "posts.predictions", "posts.divergences", "posts.comparisons", "broken")
+    assert topics.snapshots == "posts.snapshots", "it is no output: it is not co-partitioned"
+
+
+@pytest.mark.parametrize("name", ["logits", "snapshots"])
+def test_topics_must_be_different_ones(name: str) -> None:
+    with pytest.raises(AskUser, match="must be different topics"):
+        Settings.load({"topics": {name: "tweets"}})
+    with pytest.raises(AskUser, match="must be different topics"):
+        Settings.load({"topics": {name: "tweets.comparisons"}})
 
 
 def test_outputs_follow_an_input_that_only_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,6 +381,15 @@ def test_the_predict_path_runs_the_raw_paths_model_unless_it_names_its_own() -> 
     settings = Settings.load({"raw": {"model": "org/a", "revision": "1"}, "predict": {"model": "org/b"}})
     assert settings.model_of(settings.predict) == ("org/b", None)
     assert Settings.load().model_of(Settings.load().predict) == (DEMO_MODEL, None)
+
+
+@pytest.mark.parametrize(
+    "predict",
+    [{}, {"dtype": "bfloat16", "max_length": 16}, {"model": "org/a", "revision": "v1"}, {"revision": "v1"}],
+)
+def test_audited_mode_takes_any_two_paths_with_one_model(predict: dict[str, Any]) -> None:
+    settings = Settings.load({"raw": {"model": "org/a", "revision": "v1"}, "predict": {"mode": "audited", **predict}})
+    assert (settings.predict.mode, settings.predict.audit_share) == ("audited", 0.05)
 
 
 def test_the_group_is_the_application_unless_it_is_named() -> None:

@@ -96,6 +96,20 @@ class TestSummary:
         assert list(seen.by_revision) == ["demo@1 | demo@1"]
         assert seen.compute_s == 0.5
 
+    def test_totals_are_of_published_tweets_and_rates_of_compared_ones(self) -> None:
+        steady = [
+            comparison(n * 10, n * 10 + 9, published_at_ms=NOW - 600_000 + n * 1_000, tally=Tally(tweets=1), derived=9)
+            for n in range(601)
+        ]
+        last = comparison(6_010, 6_019, tally=Tally(), derived=10)  # none of a window may be in the sample
+        seen = summary(folded([*steady, comparison(tally=Tally(tweets=1, label=1), source_partition=1), last]), NOW)
+        window = seen.windows["all"]
+        assert (window.published, window.tally.tweets, window.tally.diverging) == (6_021, 602, 1)
+        assert window.tally.rate == 1 / 602
+        assert (window.tally.low, window.tally.high) == confidence_sequence(1, 602)
+        assert window.tweets_per_s == pytest.approx(10, rel=0.02)
+        assert seen.by_replica["r0"].tweets == 602
+
     @pytest.mark.parametrize(
         ("read", "expected"),
         [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import threading
 import time
@@ -11,12 +12,12 @@ from functools import partial
 from itertools import groupby
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.observed import item
-from twinlens.window import Abandoned, Backlog, Item, Partition, Window
+from twinlens.window import WINDOWS_UNDER_WAY, Abandoned, Backlog, Item, Partition, Window
 
 DEADLINE_S = 20.0
 P0, P1, P2 = PARTITIONS = [("tweets", number) for number in range(3)]
@@ -133,6 +134,39 @@ class TestBounds:
             step()
             full.append(waiting.full)
         assert full == [False, True, False]
+
+    def test_bytes_of_windows_under_way_count_until_they_are_finished(self) -> None:
+        waiting = backlog(max_bytes=100)
+        waiting.fill(P0, 0, run(4, size_bytes=25))
+        window = draw(waiting, take=lambda _: 1)
+        assert (waiting.full, waiting.size_bytes) == (True, 100)
+        waiting.abandon(window)  # what waited is dropped; the window is still in memory
+        assert (waiting.full, waiting.size_bytes) == (False, 25)
+        waiting.finish(window)
+        assert waiting.size_bytes == 0
+
+    def test_items_of_windows_under_way_do_not_count(self) -> None:
+        waiting = backlog(max_items=3)
+        waiting.fill(P0, 0, run(3))
+        draw(waiting)
+        assert not waiting.full  # a window as large as the backlog must not stop the intake
+
+    @pytest.mark.parametrize(
+        ("sizes", "drawn"),
+        [
+            ([10, 10, 10], [2, 1]),  # a fourth of the bytes is a window's share
+            ([25, 1], [1, 1]),
+            ([26, 1], [1, 1]),  # larger than the share
+            ([1, 26, 1], [1, 1, 1]),
+            ([1_000], [1]),  # larger than everything
+            ([0] * 5, [5]),
+        ],
+    )
+    def test_a_window_has_a_share_of_the_bytes(self, sizes: list[int], drawn: list[int]) -> None:
+        waiting = backlog(max_bytes=100)
+        waiting.fill(P0, 0, [item(offset, size_bytes=size) for offset, size in enumerate(sizes)])
+        assert [len(draw(waiting).items) for _ in drawn] == drawn
+        assert waiting.items == 0
 
     def test_records_without_bytes_count_as_items(self) -> None:
         waiting = backlog(max_items=2)
@@ -348,7 +382,6 @@ class Life(RuleBasedStateMachine):
             assert window is None
             return
         assert window is not None
-        assert len(window.items) == min(max(1, take), max_items, available)
         runs = [source for source, _ in groupby(window.items, key=lambda drawn: drawn.source)]
         assert len(runs) == len(set(runs))  # a partition's items stand together
         assert [heads[p] for p in runs] == sorted(heads.values())[: len(runs)]  # the oldest partitions, in order
@@ -357,6 +390,13 @@ class Life(RuleBasedStateMachine):
             self.handed_out[drawn.source].append(drawn.offset)
         for partition in runs[:-1]:
             assert not self.waiting[partition]  # the next partition starts when this one is empty
+        share = self.bounds[1] // 4
+        assert len(window.items) == 1 or window.size_bytes <= share
+        if len(window.items) < min(max(1, take), max_items, available):
+            heads_left = [queue[0] for queue in self.waiting.values() if queue]
+            oldest = min(head.timestamp_ms for head in heads_left)
+            following = list(self.waiting[runs[-1]])[:1] or [h for h in heads_left if h.timestamp_ms == oldest]
+            assert any(window.size_bytes + each.size_bytes > share for each in following)  # it did not fit
         self.under_way.append((window, True))
 
     @rule(fail=st.booleans())
@@ -412,7 +452,10 @@ class Life(RuleBasedStateMachine):
     def counts_are_right(self) -> None:
         held = [waiting for queue in self.waiting.values() for waiting in queue]
         assert self.backlog.items == len(held)
-        size = sum(waiting.size_bytes for waiting in held)
+        size = sum(drawn.size_bytes for drawn in held)
+        size += sum(drawn.size_bytes for window, _ in self.under_way for drawn in window.items)
+        assert self.backlog.size_bytes == size
+        assert self.backlog.unfinished == len(held) + sum(len(window.items) for window, _ in self.under_way)
         assert self.backlog.full == (len(held) >= self.bounds[0] or size >= self.bounds[1])
 
     @invariant()
@@ -431,3 +474,43 @@ class Life(RuleBasedStateMachine):
 
 TestLife = Life.TestCase
 TestLife.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+@given(
+    sizes=st.lists(st.integers(0, 300), min_size=1, max_size=60),
+    max_bytes=st.integers(1, 200),
+    max_items=st.integers(1, 20),
+    max_poll_items=st.integers(1, 10),
+    order=st.randoms(use_true_random=False),
+)
+@settings(max_examples=300, deadline=None)
+def test_whatever_the_sizes_memory_is_bounded_and_everything_comes_out(
+    sizes: list[int], max_bytes: int, max_items: int, max_poll_items: int, order: random.Random
+) -> None:
+    """The three threads of a replica, one step at a time, in any order: each step that is possible may come next."""
+    waiting = Backlog(max_items, max_bytes)
+    polled, committed, largest_poll_bytes = 0, 0, 0
+    under_way: deque[Window] = deque()
+    while committed < len(sizes):
+        possible = []
+        if polled < len(sizes) and not waiting.full:
+            possible.append("poll")
+        if waiting.items and len(under_way) < WINDOWS_UNDER_WAY:
+            possible.append("draw")
+        if under_way:
+            possible.append("finish")
+        assert possible, "nothing can go on"
+        step = order.choice(possible)
+        if step == "poll":
+            poll = sizes[polled : polled + max_poll_items]
+            waiting.fill(P0, 0, [item(polled + n, size_bytes=size) for n, size in enumerate(poll)])
+            polled += len(poll)
+            largest_poll_bytes = max(largest_poll_bytes, sum(poll))
+        elif step == "draw":
+            under_way.append(draw(waiting, take=lambda found: order.randint(1, len(found))))
+        else:
+            waiting.finish(window := under_way.popleft())
+            assert offsets(window)[0] == (0, committed)
+            committed += len(window.items)
+        assert waiting.size_bytes <= max_bytes + largest_poll_bytes
+    assert (waiting.items, waiting.size_bytes) == (0, 0)

@@ -18,7 +18,11 @@ def check_application(settings: Settings) -> int:
     AskUser where a topic or an ACL is missing. The right to a transactional id shows when the first one is initialised.
     """
     names = settings.topics
-    partitions = topics.check(settings, read=(names.input, names.comparisons, names.divergences), write=names.outputs)
+    partitions = topics.check(
+        settings,
+        read=(names.input, names.comparisons, names.divergences, names.snapshots),
+        write=(*names.outputs, names.snapshots),
+    )
     with (
         asking_user(settings.kafka, "Read", group=settings.group_id),
         closing(new_admin(settings.kafka)) as admin,

@@ -6,11 +6,13 @@ import re
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
+import structlog
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.errors import (
     AuthorizationError,
+    BrokerNotAvailableError,
     GroupAuthorizationFailedError,
     KafkaConfigurationError,
     KafkaConnectionError,
@@ -18,9 +20,11 @@ from kafka.errors import (
     KafkaProtocolError,
     KafkaTimeoutError,
     MetadataEmptyBrokerList,
+    RetriableError,
     SaslAuthenticationFailedError,
     TopicAuthorizationFailedError,
     TransactionalIdAuthorizationFailedError,
+    UnknownBrokerIdError,
     UnsupportedSaslMechanismError,
 )
 
@@ -29,6 +33,12 @@ from twinlens.broker.oauth import TokenUnavailableError, token_provider
 from twinlens.errors import AskUser
 from twinlens.kafka_settings import KafkaSettings
 
+log = structlog.get_logger(__name__)
+
+TRANSIENT: Final = (RetriableError, BrokerNotAvailableError, UnknownBrokerIdError)
+"""What passes by itself: the same client may try again. The last two come while brokers come and go, though
+kafka-python does not call them retriable. All other errors (rights, credentials, a corrupt batch) need somebody, or at
+least another client."""
 BOOTSTRAP_TIMEOUT_MS = 10_000
 
 
@@ -77,13 +87,41 @@ def new_consumer(kafka: KafkaSettings, **arguments: Any) -> KafkaConsumer:
 def new_producer(kafka: KafkaSettings, **arguments: Any) -> KafkaProducer:
     """An idempotent producer (transactional with `transactional_id`) that creates no topic."""
     with asking_user(kafka):
-        return KafkaProducer(
+        producer = KafkaProducer(
             **connection(kafka),
             allow_auto_create_topics=False,
             metrics_enabled=False,
             max_request_size=kafka.max_request_bytes,
             **arguments,
         )
+    _outlive_unreachable_coordinators(producer)
+    return producer
+
+
+def _outlive_unreachable_coordinators(producer: KafkaProducer) -> None:
+    """Let `await_ready` say no where it raises. After an exception kafka-python 3.0.12 forgets the request that it was
+    about to send to a coordinator, and whoever waits for the answer waits for ever; after a no it tries again.
+    """
+    client = producer._sender._client
+    await_ready = client.await_ready
+
+    def ready(node_id: Any, timeout_ms: float) -> bool:
+        try:
+            return bool(await_ready(node_id, timeout_ms=timeout_ms))
+        except KafkaError as error:
+            log.info("broker not reachable", node=node_id, error=repr(error))
+            return False
+
+    client.await_ready = ready
+
+
+def close_producer(producer: KafkaProducer, timeout_s: float) -> None:
+    """Close also a producer that cannot flush any more: what it holds will be published by another one."""
+    try:
+        producer.close(timeout=timeout_s)
+    except KafkaError as error:
+        log.warning("producer closed with records in hand", reason=repr(error))
+        producer._sender.force_close()
 
 
 def new_admin(kafka: KafkaSettings) -> KafkaAdminClient:
@@ -189,4 +227,15 @@ def _text(error: Exception) -> str:
     return str(error.args[0]).rstrip(".") if error.args else type(error).__name__
 
 
-__all__ = ["KafkaError", "asking_user", "connection", "new_admin", "new_consumer", "new_producer"]
+__all__ = [
+    "TRANSIENT",
+    "KafkaError",
+    "asking_user",
+    "close_producer",
+    "connection",
+    "denial",
+    "naming_denials",
+    "new_admin",
+    "new_consumer",
+    "new_producer",
+]

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import structlog
@@ -18,6 +20,7 @@ from kafka.errors import AuthorizationError, KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from twinlens.broker.client import naming_denials, new_consumer
+from twinlens.broker.lag import AssignedLag, LagMeter
 from twinlens.broker.publisher import SourceOffset
 from twinlens.settings import Settings
 from twinlens.window import Abandoned, Backlog, Item, Partition, Window
@@ -26,6 +29,8 @@ log = structlog.get_logger(__name__)
 
 POLL_MS = 100
 MAX_POLL_RECORDS = 500
+POLLS = 8  #: a poll may bring this part of `intake.max_buffered_bytes`
+MAX_PARTITION_FETCH_BYTES = 1024 * 1024
 
 MAX_HEARTBEAT_MS = 1_000  #: members hear of a rebalance with a heartbeat, so this is part of every hand-over
 
@@ -65,6 +70,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         self._release_budget_s = kafka.session_timeout_ms / 3000 if exactly_once else 0.0
         self._stopping = threading.Event()
         self._errands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._poll_bytes = settings.intake.max_buffered_bytes // POLLS
+        self._poll_records = 1  # of the next poll; nothing is known of the records' size yet
         self._later: list[Callable[[], None]] = []  # errands to try again after the next poll
         self._epochs: dict[Partition, int] = {}  # epoch under which the consumer's position was set
         self._consumer: KafkaConsumer = new_consumer(
@@ -78,8 +85,10 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
             session_timeout_ms=kafka.session_timeout_ms,
             heartbeat_interval_ms=min(kafka.session_timeout_ms // 3, MAX_HEARTBEAT_MS),
             max_poll_interval_ms=kafka.max_poll_interval_ms,
-            max_poll_records=MAX_POLL_RECORDS,
+            fetch_max_bytes=self._poll_bytes,
+            max_partition_fetch_bytes=min(MAX_PARTITION_FETCH_BYTES, self._poll_bytes),
         )
+        self._meter = LagMeter(self._consumer, self._topic)
 
     def run(self) -> None:
         """Poll until `stop`, then leave the group. AskUser when an ACL is missing."""
@@ -88,7 +97,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
             with naming_denials(self._kafka, "Read", group=self._group_id):
                 while not self._stopping.is_set():
                     self._pause_or_resume()
-                    self._hand_over(self._consumer.poll(POLL_MS))
+                    self._hand_over(self._consumer.poll(POLL_MS, self._poll_records))
                     self._run_errands()
                 self._run_errands()  # what was published while the last poll ran
         finally:
@@ -110,6 +119,16 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
     def commit(self, window: Window, offsets: Mapping[Partition, SourceOffset]) -> None:
         """Commit a window's offsets outside a transaction (at-least-once delivery)."""
         self._errands.put(lambda: self._commit(window, offsets))
+
+    def measure(self, timeout_s: float) -> AssignedLag | None:
+        """The lag of the partitions assigned now; None when the thread does not know it within `timeout_s`."""
+        measured: Future[AssignedLag | None] = Future()
+        self._errands.put(lambda: self._measure(measured))
+        try:
+            return measured.result(timeout_s)
+        except TimeoutError:
+            measured.cancel()  # nobody waits for it any more
+            return None
 
     # The three methods below are called by kafka-python within poll().
 
@@ -140,12 +159,17 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
     def _hand_over(self, polled: dict[TopicPartition, list[Any]]) -> None:
         # As of the poll: what is asked of the consumer below may change the assignment, and the positions with it.
         epochs = dict(self._epochs)
+        sizes = [0]
         for partition, records in polled.items():
             key = _key(partition)
             if (epoch := epochs.get(key)) is not None:
                 if key not in self._resumed:
                     self._begin(partition)
-                self._backlog.fill(key, epoch, self._decode(records))
+                items = self._decode(records)
+                self._backlog.fill(key, epoch, items)
+                sizes.extend(item.size_bytes for item in items)
+        if largest_bytes := max(sizes):
+            self._poll_records = min(max(1, self._poll_bytes // largest_bytes), MAX_POLL_RECORDS)
 
     def _begin(self, partition: TopicPartition) -> None:
         """Now that its first records are here, the committed offset is stable: no transaction is pending on it."""
@@ -156,7 +180,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         except KafkaError as error:
             log.warning("committed metadata not known yet", partition=partition.partition, error=repr(error))
             return  # once more with the next records
-        self._resume(_key(partition), "" if committed is None else committed.metadata)
+        # A broker may say null for "no metadata"; the embedded one keeps none of those sent in a transaction.
+        self._resume(_key(partition), "" if committed is None else committed.metadata or "")
         self._resumed.add(_key(partition))
 
     def _pause_or_resume(self) -> None:
@@ -177,6 +202,10 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
             except queue.Empty:
                 return
             errand()
+
+    def _measure(self, measured: Future[AssignedLag | None]) -> None:
+        if measured.set_running_or_notify_cancel():
+            measured.set_result(self._meter.measure(time.monotonic()))
 
     def _seek_back(self, key: Partition, abandoned: Abandoned) -> None:
         partition = TopicPartition(*key)

@@ -12,7 +12,7 @@ from kafka import KafkaProducer, TopicPartition
 from kafka.errors import AuthorizationError, KafkaError, MessageSizeTooLargeError
 from kafka.structs import OffsetAndMetadata
 
-from twinlens.broker.client import naming_denials, new_producer
+from twinlens.broker.client import close_producer, naming_denials, new_producer
 from twinlens.errors import AskUser, RedoWindow, ReplaceReplica
 from twinlens.settings import Settings
 from twinlens.window import Headers, Partition
@@ -171,11 +171,11 @@ class TransactionalPublisher(_Producing):
             raise RedoWindow(f"the commit did not come through: {error!r}") from error
 
     def close(self) -> None:
-        _close(self._producer, timeout_s=5)
+        close_producer(self._producer, timeout_s=5)
 
     def _abort(self, reason: Exception) -> None:
         log.warning("transaction aborted", reason=repr(reason))
-        _close(self._producer, timeout_s=0)
+        close_producer(self._producer, timeout_s=0)
         try:
             self._producer = self._new_producer()
         except (AskUser, KafkaError) as fatal:
@@ -192,7 +192,7 @@ class TransactionalPublisher(_Producing):
             with self._naming_denials():
                 producer.init_transactions()
         except BaseException:
-            _close(producer, timeout_s=0)
+            close_producer(producer, timeout_s=0)
             raise
         return producer
 
@@ -229,16 +229,7 @@ class AtLeastOncePublisher(_Producing):
             self._busy_since = None
 
     def close(self) -> None:
-        _close(self._producer, timeout_s=5)
-
-
-def _close(producer: KafkaProducer, timeout_s: float) -> None:
-    """Close also a producer that cannot flush any more: what it holds will be published by another one."""
-    try:
-        producer.close(timeout=timeout_s)
-    except KafkaError as error:
-        log.warning("producer closed with records in hand", reason=repr(error))
-        producer._sender.force_close()
+        close_producer(self._producer, timeout_s=5)
 
 
 def _throughput(settings: Settings) -> dict[str, Any]:

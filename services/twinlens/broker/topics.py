@@ -1,9 +1,12 @@
-"""Creating, describing and checking the topics. Outputs are co-partitioned with the input."""
+"""Creating, describing and checking the topics. Outputs are co-partitioned with the input; snapshots need no more than
+one partition.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Literal
 
 from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
@@ -15,6 +18,8 @@ from twinlens.kafka_settings import KafkaSettings
 from twinlens.settings import Settings
 
 DAY_MS = 24 * 60 * 60 * 1000
+SEGMENT_BYTES = 16 * 1024 * 1024  #: of the snapshots topic
+LARGEST_SEGMENT_BYTES = 2**31 - 1  #: `segment.bytes` is an int32
 
 
 @dataclass(frozen=True)
@@ -28,10 +33,14 @@ class TopicState:
 
 
 def describe(admin: KafkaAdminClient, settings: Settings) -> list[TopicState]:
-    """The input topic, then the outputs, as they are now. AskUser when this user may not see one of them."""
-    states = _describe(admin, [settings.topics.input, *settings.topics.outputs])
+    """The input topic, then the outputs, then the snapshots, as they are now. AskUser where one may not be seen."""
+    states = _describe(admin, _names(settings))
     _check_allowed(settings.kafka, states)
     return states
+
+
+def _names(settings: Settings) -> list[str]:
+    return [settings.topics.input, *settings.topics.outputs, settings.topics.snapshots]
 
 
 def _describe(admin: KafkaAdminClient, names: list[str]) -> list[TopicState]:
@@ -70,7 +79,12 @@ def create(settings: Settings, partitions: int, replication: int) -> list[str]:
             states = {state.name: state for state in describe(admin, settings)}
         count = states[settings.topics.input].partitions or partitions
         missing = [
-            NewTopic(name, count, replication, topic_configs=_config(settings, name))
+            NewTopic(
+                name,
+                1 if name == settings.topics.snapshots else count,
+                replication,
+                topic_configs=_config(settings, name),
+            )
             for name, state in states.items()
             if not state.partitions
         ]
@@ -93,20 +107,21 @@ def create(settings: Settings, partitions: int, replication: int) -> list[str]:
 
 
 def check(settings: Settings, *, read: Collection[str] = (), write: Collection[str] = ()) -> int:
-    """The number of partitions. AskUser when a topic is missing or not co-partitioned with the input, or when this user
-    may not read those of `read` or write those of `write`.
+    """The number of partitions. AskUser when a topic is missing or an output not co-partitioned with the input, or when
+    this user may not read those of `read` or write those of `write`.
     """
     admin = new_admin(settings.kafka)
     try:
         with asking_user(settings.kafka):
-            states = _describe(admin, [settings.topics.input, *settings.topics.outputs])
+            states = _describe(admin, _names(settings))
     finally:
         admin.close()
     _check_allowed(settings.kafka, states, read=read, write=write)
     if missing := [state.name for state in states if not state.partitions]:
         raise AskUser(f"Missing topics: {', '.join(missing)}. Create them with `twinlens topics create`.")
     wanted = states[0].partitions
-    if uneven := [f"{state.name} ({state.partitions})" for state in states if state.partitions != wanted]:
+    outputs = [state for state in states if state.name in settings.topics.outputs]
+    if uneven := [f"{state.name} ({state.partitions})" for state in outputs if state.partitions != wanted]:
         raise AskUser(
             f"Outputs must have as many partitions as {settings.topics.input} ({wanted}), but: {', '.join(uneven)}. "
             "Recreate them, or name other outputs under `topics`."
@@ -114,22 +129,46 @@ def check(settings: Settings, *, read: Collection[str] = (), write: Collection[s
     return wanted
 
 
-def check_writable(kafka: KafkaSettings, topic: str) -> None:
-    """AskUser when there is no such topic, or this user may not write to it."""
+def check_allowed(kafka: KafkaSettings, topic: str, operation: Literal["Read", "Write"]) -> None:
+    """AskUser when there is no such topic, or this user may not do that with it."""
     admin = new_admin(kafka)
     try:
         with asking_user(kafka):
             (state,) = _describe(admin, [topic])
     finally:
         admin.close()
-    _check_allowed(kafka, [state], write=(topic,))
+    _check_allowed(kafka, [state], **{operation.lower(): (topic,)})
     if not state.partitions:
-        raise AskUser(f"There is no topic {topic!r}. Create it with `twinlens topics create`, or give another --topic.")
+        raise AskUser(f"There is no topic {topic!r}. Create it with `twinlens topics create`, or name another one.")
+
+
+def topic_id(kafka: KafkaSettings, topic: str) -> str:
+    """The identity of a topic (KIP-516), which another one of the same name does not have. AskUser without the topic.
+
+    Brokers before Apache Kafka 2.8 give all topics the same one.
+    """
+    admin = new_admin(kafka)
+    try:
+        with asking_user(kafka):
+            (state,) = _describe(admin, [topic])
+            if not state.partitions:
+                raise AskUser(f"Missing topics: {topic}. Create them with `twinlens topics create`.")
+            return str(admin.describe_topics([topic])[0]["topic_id"])
+    finally:
+        admin.close()
 
 
 def _config(settings: Settings, name: str) -> dict[str, str]:
-    """Room for the largest record; a week of everything, a month of what people come back for."""
-    config = {"max.message.bytes": str(settings.kafka.max_request_bytes), "retention.ms": str(7 * DAY_MS)}
+    """Room for the largest record; a week of everything, a month of what people come back for.
+
+    Of the snapshots only the last one of each application counts. Compaction leaves the segment alone that is being
+    written, hence small ones.
+    """
+    largest = settings.kafka.max_request_bytes
+    if name == settings.topics.snapshots:
+        segment = min(max(SEGMENT_BYTES, 4 * largest), LARGEST_SEGMENT_BYTES)
+        return {"max.message.bytes": str(largest), "cleanup.policy": "compact", "segment.bytes": str(segment)}
+    config = {"max.message.bytes": str(largest), "retention.ms": str(7 * DAY_MS)}
     if name in (settings.topics.divergences, settings.topics.comparisons, settings.topics.dlq):
         config["retention.ms"] = str(30 * DAY_MS)
     return config

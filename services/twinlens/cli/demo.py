@@ -154,10 +154,11 @@ def _sentence(summary: dict[str, Any]) -> str:
     rate, low, high = (
         100 * summary[name] for name in ("divergence_rate", "divergence_rate_low", "divergence_rate_high")
     )
+    compared = f"the {summary['published'] - summary['derived']:,} audited" if summary["derived"] else "them"
     return (
         f"{summary['produced']:,} tweets produced, {summary['published']:,} published on both topics, "
         f"{summary['dead_lettered']:,} dead letters, {summary['missing']:,} missing, {summary['duplicate']:,} twice.\n"
-        f"The paths diverge on {rate:.2f} % of them (95 %: {low:.2f} to {high:.2f}): "
+        f"The paths diverge on {rate:.2f} % of {compared} (95 %: {low:.2f} to {high:.2f}): "
         f"{summary['label_divergences']:,} labels, {summary['score_divergences']:,} scores. "
         f"Alerts: {summary['alerts']}.\n"
         f"{summary['tweets_per_s']:,.0f} tweets/s; latency {summary['latency_p50_s']:.2f} s (p50), "

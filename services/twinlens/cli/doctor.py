@@ -11,7 +11,14 @@ from rich.console import Console
 
 from twinlens.broker import access
 from twinlens.broker.client import new_admin
-from twinlens.cli.options import AppOption, BrokersOption, ConfigOption, load_settings
+from twinlens.cli.options import (
+    AppOption,
+    BrokersOption,
+    ConfigOption,
+    check_autoscaling,
+    load_settings,
+    read_application,
+)
 from twinlens.errors import AskUser
 from twinlens.settings import Settings
 
@@ -37,6 +44,8 @@ def doctor(config: ConfigOption = None, bootstrap_servers: BrokersOption = None,
 
     def settings() -> str:
         loaded.append(load_settings(config, bootstrap_servers, app))
+        if config is not None:
+            check_autoscaling(read_application(config, app), loaded[0])
         return f"application {loaded[0].application}, group {loaded[0].group_id}, {loaded[0].output.delivery}"
 
     check("Python", _python)
@@ -46,7 +55,7 @@ def doctor(config: ConfigOption = None, bootstrap_servers: BrokersOption = None,
         chosen = loaded[0]
         check("device", lambda: _device(chosen))
         check("broker", lambda: _broker(chosen))
-        check("topics", lambda: f"{access.check_application(chosen)} partitions each")
+        check("topics", lambda: f"{access.check_application(chosen)} partitions of the input and each output")
         check("raw", lambda: _model(chosen, predict=False))
         check("predict", lambda: _model(chosen, predict=True))
     if wrong:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from twinlens import __version__
-from twinlens.cli import audit, demo, doctor, produce, serve, topics, watch
+from twinlens.cli import audit, demo, dlq, doctor, produce, serve, topics, watch
 from twinlens.errors import AskUser
 from twinlens.logs import configure_logging
 
@@ -26,6 +26,7 @@ app.command()(serve.serve)
 app.command()(produce.produce)
 app.add_typer(topics.app, name="topics")
 app.command()(audit.audit)
+app.add_typer(dlq.app, name="dlq")
 app.command()(watch.watch)
 app.command()(doctor.doctor)
 

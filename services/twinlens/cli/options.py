@@ -10,8 +10,11 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from twinlens.autoscaling import AutoscalingSettings
 from twinlens.errors import AskUser
 from twinlens.settings import Settings
+
+LAG_POLICY = "twinlens.autoscaling:LagPolicy"
 
 ConfigOption = Annotated[
     Path | None,
@@ -55,6 +58,31 @@ def read_application(path: Path, name: str | None = None) -> dict[str, Any]:
         names = ", ".join(str(each.get("name")) for each in applications)
         raise AskUser(f"The config file {path} has the applications {names}; choose one with --app.")
     return {**chosen[0], "args": chosen[0].get("args") or {}}
+
+
+def check_autoscaling(application: dict[str, Any], settings: Settings) -> None:
+    """AskUser when the number of replicas is to follow something that cannot work.
+
+    Serve would take it: it counts requests where no policy is named, and hands wrong arguments to its controller. It
+    also gives ranks, which static members are named by, to others whenever it has scaled down.
+    """
+    for deployment in application.get("deployments") or ():
+        config = deployment.get("autoscaling_config") or {}
+        if deployment.get("name") != "Replica" or not (config or deployment.get("num_replicas") == "auto"):
+            continue
+        if settings.kafka.static_membership:
+            raise AskUser("kafka.static_membership does not go with an autoscaling_config. See docs/operations.md.")
+        policy = config.get("policy") or {}
+        if "policy_function" not in policy:
+            raise AskUser(
+                "The autoscaling_config of deployment Replica has no policy, and Serve's own one counts requests, of "
+                f"which there are none. Add `policy: {{policy_function: {LAG_POLICY}}}`. See docs/operations.md."
+            )
+        if policy["policy_function"] == LAG_POLICY:
+            try:
+                AutoscalingSettings.of(policy.get("policy_kwargs") or {})
+            except ValueError as error:
+                raise AskUser(f"Wrong policy_kwargs of deployment Replica: {error}. See docs/operations.md.") from None
 
 
 def terminate_like_ctrl_c() -> None:

@@ -36,7 +36,7 @@ def produce(
     lines = read_lines(source)
     total = limit if source == "-" else min(_count_lines(Path(source)), limit or sys.maxsize)
     target = topic or settings.topics.input
-    topics.check_writable(settings.kafka, target)
+    topics.check_allowed(settings.kafka, target, "Write")
     producer = new_feed_producer(settings.kafka)
     columns = (
         TextColumn("{task.description}"),

@@ -8,12 +8,12 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from twinlens.broker import access
-from twinlens.cli.options import read_config, terminate_like_ctrl_c
+from twinlens.cli.options import check_autoscaling, read_config, terminate_like_ctrl_c
 from twinlens.cluster import local_cluster
 from twinlens.errors import AskUser
 from twinlens.settings import Settings
@@ -42,7 +42,9 @@ def serve(
     schema = read_config(config)
     for each in schema["applications"]:
         if each.get("import_path") == IMPORT_PATH:
-            _check(Settings.load(each.get("args") or {}))
+            settings = Settings.load(each.get("args") or {})
+            check_autoscaling(each, settings)
+            _check(settings)
     names = [each.get("name", "default") for each in schema["applications"]]
     with _cluster(address, verbose=verbose):
         try:
@@ -50,8 +52,7 @@ def serve(
             http = schema["http_options"]
             served = f"http://{http['host']}:{http['port']}"
             typer.echo(f"twinlens serves {', '.join(names)} at {served} (Ctrl-C stops)", err=True)
-            while True:
-                time.sleep(2)
+            _watch(names, lambda line: typer.echo(line, err=True))
         except KeyboardInterrupt:
             typer.echo("stopping: replicas finish and commit what they have in hand", err=True)
         finally:
@@ -135,6 +136,22 @@ def _wait_until_running(names: list[str], say: Callable[[str], None]) -> None:
             say(line)
             said = line
         time.sleep(0.2)
+
+
+def _watch(names: list[str], say: Callable[[str], None]) -> NoReturn:
+    """Say when an application stops running, and when it runs again, until interrupted."""
+    from ray import serve as ray_serve  # noqa: PLC0415
+
+    said = dict.fromkeys(names, "RUNNING")
+    while True:
+        time.sleep(2)
+        for name, application in ray_serve.status().applications.items():
+            if said.get(name, application.status) != application.status:
+                said[name] = application.status
+                messages = " ".join(d.message for d in application.deployments.values() if d.message)
+                why = reason_in(messages) or messages or application.message
+                hint = "" if application.status == "RUNNING" else " (--verbose shows the replicas' logs)"
+                say(" ".join(f"{name} {application.status.lower()} {why}".split()) + hint)
 
 
 def reason_in(message: str) -> str | None:

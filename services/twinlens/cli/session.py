@@ -101,7 +101,7 @@ class DemoSession:
             thread.check()
         view = msgspec.json.decode(self._handle.view.remote().result(timeout_s=30), type=View)
         window = view.summary.windows[ALL]
-        self._done = window.tally.tweets + sum(window.refused.values())
+        self._done = window.published + sum(window.refused.values())
         if self._done and self._first_result_s is None:
             self._first_result_s = time.monotonic() - self._started
         return view
@@ -127,10 +127,9 @@ class DemoSession:
         def say(view: View, status: str) -> None:
             if time.monotonic() - said[0] >= SAY_EVERY_S:
                 said[0] = time.monotonic()
-                tally = view.summary.windows[ALL].tally
-                self._console.print(
-                    f"{status}; {tally.tweets:,} published, {tally.diverging:,} diverging", highlight=False
-                )
+                window = view.summary.windows[ALL]
+                counted = f"{window.published:,} published, {window.tally.tweets:,} compared"
+                self._console.print(f"{status}; {counted}, {window.tally.diverging:,} diverging", highlight=False)
 
         yield say
 
@@ -139,6 +138,7 @@ class DemoSession:
         return {
             "produced": self._sent,
             "published": report.published,
+            "derived": report.derived,
             "dead_lettered": report.dead_lettered,
             "missing": report.missing + max(0, self._sent - report.consumed),
             "duplicate": report.duplicate,
@@ -148,7 +148,7 @@ class DemoSession:
             "divergence_rate": window.tally.rate or 0.0,
             "divergence_rate_low": window.tally.low,
             "divergence_rate_high": window.tally.high,
-            "monitor_tweets": window.tally.tweets,
+            "monitor_tweets": window.published,
             "monitor_diverging": window.tally.diverging,
             "tweets_per_s": window.tweets_per_s or 0.0,
             "latency_p50_s": window.latency_s["p50"] or 0.0,

@@ -43,7 +43,21 @@ def _title(view: View, status: str) -> RenderableType:
         )
     elif summary.alerts:
         line.append(f"\n{len(summary.alerts)} past alert(s)", "yellow")
+    if sample := _sample(summary.windows[ALL]):
+        line.append(f"\naudited: {sample}; rates and intervals are those of this sample")
+    if view.snapshot.lost_offsets:
+        line.append(
+            f"\nup to {view.snapshot.lost_offsets:,} comparisons were removed before they were counted", "yellow"
+        )
+    if view.snapshot.error is not None:
+        line.append(f"\nno snapshot is written: {view.snapshot.error}", "yellow")
     return line
+
+
+def _sample(window: WindowSummary) -> str:
+    """How many tweets were compared, of how many; empty where all were."""
+    compared, published = window.tally.tweets, window.published
+    return f"{compared:,} of {published:,} tweets ({100 * compared / published:.1f} %)" if compared < published else ""
 
 
 def _windows(view: View) -> Table:
@@ -53,7 +67,8 @@ def _windows(view: View) -> Table:
     for name in windows:
         table.add_column(name, justify="right")
     rows: dict[str, Callable[[WindowSummary], str]] = {
-        "tweets": lambda w: f"{w.tally.tweets:,}",
+        "tweets": lambda w: f"{w.published:,}",
+        "  audited": lambda w: f"{w.tally.tweets:,}",
         "tweets/s": lambda w: _number(w.tweets_per_s, "{:,.0f}"),
         "dead letters": lambda w: f"{sum(w.refused.values()):,}",
         "agreement": lambda w: _percent(None if w.tally.rate is None else 1 - w.tally.rate),
@@ -67,6 +82,8 @@ def _windows(view: View) -> Table:
         "latency p99": lambda w: _number(w.latency_s["p99"], "{:.2f} s"),
         "batch size": lambda w: _number(w.batch_size_mean, "{:.0f}"),
     }
+    if not any(_sample(window) for window in windows.values()):
+        del rows["  audited"]
     for name, cell in rows.items():
         table.add_row(name, *(cell(window) for window in windows.values()))
     return table

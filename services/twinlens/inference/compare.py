@@ -2,7 +2,8 @@
 
 A tweet diverges when the labels differ (`label`), when they agree and the scores differ by more than the tolerance
 (`score`), or when one path raised and the other did not (`one_sided`). The tolerance is the configured one or the
-measured noise floor, whichever is larger: half of all rows differ in the last bits and mean nothing.
+measured noise floor, whichever is larger: half of all rows differ in the last bits and mean nothing. A derived
+prediction is not compared: it comes from the raw path and could tell nothing of the pipeline.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ import numpy.typing as npt
 from twinlens.inference.observations import Floats, Observations
 from twinlens.records import Verdict
 
-_VERDICTS = (Verdict.AGREE, Verdict.LABEL, Verdict.SCORE, Verdict.ONE_SIDED, Verdict.BOTH_FAILED)
+_VERDICTS = (Verdict.AGREE, Verdict.LABEL, Verdict.SCORE, Verdict.ONE_SIDED, Verdict.BOTH_FAILED, None)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Columns over the n tweets of a window; deltas are NaN where a path raised or the label sets differ."""
+    """Columns over the n tweets of a window; deltas are NaN where nothing was compared, a path raised or the label
+    sets differ."""
 
-    verdicts: list[Verdict]
+    verdicts: list[Verdict | None]  #: None: the prediction is derived, nothing was compared
     score_delta: Floats  #: [n] |raw score - predict score|, of the labels on top
     logits_delta: Floats  #: [n] largest |raw logit - predict logit|
     margin: Floats  #: [n] raw path: highest logit minus second highest (a single logit: its distance from 0)
@@ -31,7 +33,7 @@ class Comparison:
     @property
     def diverging(self) -> list[int]:
         """Rows whose verdict is a divergence."""
-        quiet = (Verdict.AGREE, Verdict.BOTH_FAILED)
+        quiet = (Verdict.AGREE, Verdict.BOTH_FAILED, None)
         return [row for row, verdict in enumerate(self.verdicts) if verdict not in quiet]
 
 
@@ -41,6 +43,7 @@ def compare(raw: Observations, predict: Observations, score_tolerance: float, no
         raise ValueError(f"{len(raw.errors)} raw observations against {len(predict.errors)} predictions")
     tolerance = max(score_tolerance, noise_floor)
     score_delta = np.abs(raw.top_scores() - predict.top_scores())
+    score_delta[predict.derived] = np.nan
     codes = np.zeros(len(raw.errors), np.int64)
     raw_failed, predict_failed = raw.failed, predict.failed
     both = ~raw_failed & ~predict_failed
@@ -49,6 +52,7 @@ def compare(raw: Observations, predict: Observations, score_tolerance: float, no
     codes[both & ~differ & (score_delta > tolerance)] = 2
     codes[raw_failed != predict_failed] = 3
     codes[raw_failed & predict_failed] = 4
+    codes[predict.derived] = 5
     return Comparison(
         verdicts=[_VERDICTS[code] for code in codes],
         score_delta=score_delta,

@@ -79,16 +79,20 @@ def length_bucket(tokens: int) -> str:
 
 def _tallies(done: ComparedWindow, rows: list[int]) -> dict[str, Any]:
     tally = Tally()
+    derived = 0
     by_length: dict[str, Tally] = {}
     labels: dict[str, dict[str, int]] = {}
     for row in rows:
         verdict = done.comparison.verdicts[row]
+        if verdict is None:
+            derived += 1
+            continue
         tally.count(verdict)
         by_length.setdefault(length_bucket(len(done.raw.input_ids[row])), Tally()).count(verdict)
         pairs = labels.setdefault(done.raw.label(row) or NO_LABEL, {})
         other = done.predict.label(row) or NO_LABEL
         pairs[other] = pairs.get(other, 0) + 1
-    return {"tally": tally, "by_length": by_length, "labels": labels}
+    return {"tally": tally, "derived": derived, "by_length": by_length, "labels": labels}
 
 
 def _whole_window(done: ComparedWindow) -> dict[str, Any]:

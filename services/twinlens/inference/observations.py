@@ -26,7 +26,7 @@ class PathFacts:
     dtype: str
     device: str
     training: bool
-    all_scores: bool = False  #: predict path: `top_k` is set, the whole answer is published
+    top_k: int | None = None  #: predict path: how many labels the pipeline's answer has; None: the top one, not listed
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,10 @@ class Batch:
 
 @dataclass
 class Observations:
-    """Columns over the n tweets of a window. Where `errors[i]` is set, row i of the others means nothing."""
+    """Columns over the n tweets of a window. Where `errors[i]` is set, row i of the others means nothing.
+
+    Where `derived[i]` is set, only `errors`, `scores`, `top` and `answers` mean something.
+    """
 
     facts: PathFacts
     logits: Floats  #: [n, labels]
@@ -51,6 +54,7 @@ class Observations:
     mask_counts: npt.NDArray[np.int64]  #: [n] ones in the attention mask
     truncated: npt.NDArray[np.bool_]  #: [n]
     batch_of: npt.NDArray[np.int64]  #: [n] index into `batches`
+    derived: npt.NDArray[np.bool_]  #: [n] predict path: made from the raw path's logits, see `inference.derive`
     batches: list[Batch] = field(default_factory=list)
     answers: list[list[LabelScore]] = field(default_factory=list)  #: predict path: the pipeline's answer per tweet
     cls: Floats | None = None  #: raw path, [n, hidden]
@@ -70,6 +74,7 @@ class Observations:
             mask_counts=np.zeros(count, np.int64),
             truncated=np.zeros(count, np.bool_),
             batch_of=np.full(count, -1, np.int64),
+            derived=np.zeros(count, np.bool_),
             answers=[[] for _ in range(count)],
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from twinlens.broker.deadletters import REPLAYED_FROM, own_headers
 from twinlens.broker.publisher import OutgoingRecord
 from twinlens.inference.cause import cause_of
 from twinlens.inference.counting import ComparedWindow, comparison_records
@@ -20,6 +21,7 @@ from twinlens.records import (
     DivergenceRecord,
     LogitsRecord,
     PathView,
+    PredictionMode,
     PredictionRecord,
     Record,
     SourceCoordinates,
@@ -63,7 +65,11 @@ class OutputWriter:
         return outgoing
 
     def dead_letter(self, item: Item, now_ms: int) -> OutgoingRecord:
-        """A refused record as it came, with the reason in its headers."""
+        """A refused record as it came, with the reason in its headers.
+
+        Where the record is a replayed letter, the header that names the letter stays. Others named `twinlens.*` do
+        not: a letter that another tool has moved back would get a second set of them.
+        """
         refusal = item.refusal
         assert refusal is not None
         added: Headers = [
@@ -76,16 +82,17 @@ class OutputWriter:
             ("twinlens.refused_at_ms", str(now_ms).encode()),
             ("twinlens.application", self._settings.application.encode()),
         ]
+        kept = own_headers(item.headers) + [(name, held) for name, held in item.headers if name == REPLAYED_FROM][-1:]
         value = item.value
         if value is None and item.key is None:  # Kafka takes no record with neither; the reason says it was a tombstone
             value = b""
         # Kafka must take it, or a record that cannot be read would stop the stream after all.
-        taken = len(item.key or b"") + sum(len(name) + len(held) for name, held in item.headers + added) + SPARE_BYTES
+        taken = len(item.key or b"") + sum(len(name) + len(held) for name, held in kept + added) + SPARE_BYTES
         room = max(0, self._settings.kafka.max_request_bytes - taken)
         if value is not None and len(value) > room:
             added.append(("twinlens.cut_from_bytes", str(len(value)).encode()))
             value = value[:room]
-        return OutgoingRecord(self._topics.dlq, item.partition, item.key, value, item.headers + added)
+        return OutgoingRecord(self._topics.dlq, item.partition, item.key, value, kept + added)
 
 
 class _Views:
@@ -119,8 +126,9 @@ class _Views:
         )
 
     def prediction(self, row: int, item: Item) -> PredictionRecord:
-        predict = self._done.predict
+        raw, predict = self._done.raw, self._done.predict
         error = predict.errors[row]
+        derived = bool(predict.derived[row])
         return PredictionRecord(
             id=item.id,
             source=SourceCoordinates(item.topic, item.partition, item.offset),
@@ -128,19 +136,26 @@ class _Views:
             model=predict.facts.model,
             label=predict.label(row),
             score=None if error is not None else self._scores[1][row],
-            scores=predict.answers[row] if predict.facts.all_scores and error is None else None,
-            batch=self._predict_batches.get(int(predict.batch_of[row])),
+            scores=predict.answers[row] if predict.facts.top_k is not None and error is None else None,
+            batch=(
+                self._raw_batches.get(int(raw.batch_of[row]))
+                if derived
+                else self._predict_batches.get(int(predict.batch_of[row]))
+            ),
+            mode=PredictionMode.DERIVED if derived else PredictionMode.PIPELINE,
             error=error,
         )
 
     def divergence(self, row: int, item: Item, cause: Cause) -> DivergenceRecord:
         comparison = self._done.comparison
+        verdict = comparison.verdicts[row]
+        assert verdict is not None  # it diverges
         characters = self._settings.output.divergence_text_chars
         return DivergenceRecord(
             id=item.id,
             source=SourceCoordinates(item.topic, item.partition, item.offset),
             application=self._settings.application,
-            verdict=comparison.verdicts[row],
+            verdict=verdict,
             cause=cause,
             certainty=Certainty.CONSISTENT,
             raw=self._view(row, self._done.raw, self._logits, self._scores[0], self._raw_batches),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from transformers import TextClassificationPipeline, pipeline
+from transformers import BatchEncoding, TextClassificationPipeline, pipeline
 
 from twinlens.inference.model import LoadedModel
 from twinlens.inference.observations import Batch, Observations, PathFacts, bisect, error_of, resolve_function
@@ -39,7 +39,8 @@ class ObservedPipeline(TextClassificationPipeline):  # type: ignore[misc]
                 "logits": None,
             }
         )
-        return encoded
+        # Without what was cut off, which is large and would be held for as long as the batch.
+        return BatchEncoding(encoded.data)
 
     def _forward(self, model_inputs: Any) -> Any:
         self.padded_tokens = int(model_inputs["input_ids"].shape[1])
@@ -85,11 +86,11 @@ class PredictPath:
             dtype=model.dtype,
             device=model.device,
             training=model.model.training,
-            all_scores=settings.top_k is not None,
+            top_k=settings.top_k,
         )
 
     def observe(self, items: Sequence[Item], batches: Sequence[Sequence[int]]) -> Observations:
-        """One row per item, computed in the given batches (lists of indices into `items`)."""
+        """One row per item, computed in the given batches (lists of indices into `items`); rows in none stay empty."""
         seen = Observations.empty(self.facts, len(items))
 
         def run(rows: Sequence[int]) -> None:

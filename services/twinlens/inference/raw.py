@@ -25,6 +25,9 @@ from twinlens.settings import RawSettings
 from twinlens.window import Item
 
 NON_FINITE = PathError(type="NonFiniteLogits", message="the model gave NaN or infinity")
+#: Characters per call of the tokenizer. It keeps all that it cuts off until the call's result is gone, with offsets
+#: and the tokens' texts: some 70 bytes per character.
+MAX_CHARS = 200_000
 
 
 class RawTokenizer:
@@ -50,8 +53,8 @@ class RawTokenizer:
         def fail(row: int, error: Exception) -> None:
             items[row].token_error = error
 
-        if items:
-            bisect(range(len(items)), run, fail)
+        for rows in _calls(items):
+            bisect(rows, run, fail)
 
     def _cut_tokens(self, encoded: Any, position: int, item: Item) -> int:
         limit = self._arguments.get("max_length")
@@ -60,11 +63,24 @@ class RawTokenizer:
         return cut_tokens(self._tokenizer, encoded, position, item.text)
 
 
+def _calls(items: Sequence[Item]) -> list[list[int]]:
+    """Rows of `items` for each call of the tokenizer: runs of up to MAX_CHARS characters, a longer text alone."""
+    calls: list[list[int]] = []
+    room = 0
+    for row, item in enumerate(items):
+        if not calls or len(item.text) > room:
+            calls.append([])
+            room = MAX_CHARS
+        calls[-1].append(row)
+        room -= len(item.text)
+    return calls
+
+
 def cut_tokens(tokenizer: Any, encoded: Any, position: int, text: str) -> int:
     """How many tokens of `text` were cut off. Fast tokenizers keep what they cut (with special tokens of its own, so
     the number is an upper bound); slow ones are asked again."""
     if encoded.encodings is not None:
-        return sum(len(rest.ids) for rest in encoded.encodings[position].overflowing)
+        return sum(map(len, encoded.encodings[position].overflowing))
     whole = tokenizer(text, truncation=False, verbose=False)["input_ids"]
     return len(whole) - len(encoded["input_ids"][position])
 

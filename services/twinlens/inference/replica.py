@@ -12,53 +12,36 @@ that dies, or a call to Kafka that does not return, fails `check_health`, and Ra
 from __future__ import annotations
 
 import queue
-import random
 import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import structlog
 
+from twinlens.autoscaling import ReplicaStats
 from twinlens.broker import access
 from twinlens.broker.intake import Intake
 from twinlens.broker.publisher import AtLeastOncePublisher, Publisher, SourceOffset, TransactionalPublisher
 from twinlens.broker.recovery import Recovery, transactional_id
 from twinlens.errors import RedoWindow, ReplaceReplica
-from twinlens.inference.batching import CostModel, Limits, split, window_size
-from twinlens.inference.compare import compare
+from twinlens.inference.compute import Compute
 from twinlens.inference.counting import ComparedWindow
 from twinlens.inference.decoder import Decoder
-from twinlens.inference.model import load_model, resolve_device
-from twinlens.inference.noise import NoiseFloor
-from twinlens.inference.observations import Observations
 from twinlens.inference.outputs import OutputWriter
-from twinlens.inference.predict import PredictPath
-from twinlens.inference.raw import RawPath, RawTokenizer
 from twinlens.inference.refusals import RefusalLimit, encode
-from twinlens.settings import BatchingSettings, PathSettings, PredictSettings, Settings
+from twinlens.rates import ServiceRate
+from twinlens.settings import ONE_MODEL, BatchingSettings, PredictSettings, Settings
 from twinlens.threads import WatchedThread
 from twinlens.window import Backlog, Item, Window
 
 log = structlog.get_logger(__name__)
 
 DRAW_TIMEOUT_S = 0.2
+MEASURE_TIMEOUT_S = 5.0  #: for the intake thread to measure the lag
 LEAVE_S = 10.0  #: for the intake thread to leave the group
 MAX_REDONE = 12  #: aborted windows in a row, some 15 s, after which another replica shall try
-
-
-@dataclass
-class Paths:
-    """Both paths with what the replica learns about their speed."""
-
-    raw: RawPath
-    predict: PredictPath
-    raw_cost: CostModel
-    predict_cost: CostModel
-    seconds_per_token: float = 1e-4  #: both paths together, exponentially weighted; each window corrects it
 
 
 class Replica:
@@ -67,25 +50,11 @@ class Replica:
     def __init__(self, settings: Settings, name: str, instance_id: str | None = None) -> None:
         self.name = name
         self._settings = settings
-        self._batching = settings.batching
-        self._predict = settings.predict
         access.check_application(settings)
-        device = resolve_device(settings.device)
-        raw_model = load_model(*settings.model_of(settings.raw), settings.raw.dtype, device)
-        same = (settings.model_of(settings.raw), settings.raw.dtype) == (
-            settings.model_of(settings.predict),
-            settings.predict.dtype,
-        )
-        predict_model = (
-            raw_model if same else load_model(*settings.model_of(self._predict), self._predict.dtype, device)
-        )
-        self._paths = Paths(
-            RawPath(raw_model, settings.raw), PredictPath(predict_model, self._predict), CostModel(), CostModel()
-        )
-        self._noise = NoiseFloor(settings.compare.noise_floor_share, random.Random(name))
+        self._compute = Compute(settings, name)
         self._writer = OutputWriter(settings, name)
         self._backlog = Backlog(settings.intake.max_buffered_items, settings.intake.max_buffered_bytes)
-        decoder = Decoder(settings, RawTokenizer(raw_model, settings.raw))
+        decoder = Decoder(settings, self._compute.tokenizer)
         self._refusals = RefusalLimit(settings.intake)
         own_id = transactional_id(settings.group_id, instance_id or name, uuid.uuid4().hex[:8])
         self._recovery = Recovery(settings.kafka, settings.group_id, own_id)
@@ -104,13 +73,15 @@ class Replica:
         )
         self._commit_outside = None if exactly_once else self._intake.commit
         self._compared: queue.Queue[ComparedWindow | None] = queue.Queue(maxsize=1)
+        self._service_rate = ServiceRate()
+        self._unread_records = 0  #: at the broker, when the lag was last measured
         self._changes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = False
         self._stop_lock = threading.Lock()
         self._threads = [
             WatchedThread("intake", self._intake.run),
-            WatchedThread("compute", self._compute),
-            WatchedThread("publish", self._publish),
+            WatchedThread("compute", self._run_compute),
+            WatchedThread("publish", self._run_publish),
             *([WatchedThread("recovery", self._recovery.run)] if exactly_once else []),
         ]
 
@@ -148,32 +119,49 @@ class Replica:
                 f"a call to Kafka has not returned for {busy:.0f} s (output.commit_deadline_s {limit})"
             )
 
+    def autoscaling_stats(self) -> ReplicaStats:
+        """What autoscaling goes by. Waits for the intake thread, for `MEASURE_TIMEOUT_S` at most."""
+        lag = None if self._stopping else self._intake.measure(MEASURE_TIMEOUT_S)
+        if lag is None:
+            return ReplicaStats(service_records_per_s=self._service_rate.records_per_s)
+        self._unread_records = lag.unread_records
+        return ReplicaStats(
+            partitions=lag.partitions,
+            measured_partitions=lag.measured_partitions,
+            lag_records=lag.unread_records + self._backlog.unfinished,
+            arrival_records_per_s=lag.arrival_records_per_s,
+            service_records_per_s=self._service_rate.records_per_s,
+        )
+
     def reconfigure(self, batching: BatchingSettings, predict: PredictSettings) -> None:
         """Take other window limits and pipeline arguments from the next window on; no record is dropped."""
         fixed = ("model", "revision", "dtype")
         if any(getattr(predict, name) != getattr(self._settings.predict, name) for name in fixed):
             raise ValueError("predict.model, revision and dtype cannot change on a running replica; deploy anew")
+        if predict.mode == "audited" and not self._settings.one_model:
+            raise ValueError(ONE_MODEL)
 
-        def change() -> None:
-            self._batching = batching
-            if predict != self._predict:
-                self._paths.predict.reconfigure(predict)
-                self._predict = predict
+        self._changes.put(lambda: self._compute.reconfigure(batching, predict))
 
-        self._changes.put(change)
-
-    def _compute(self) -> None:
+    def _run_compute(self) -> None:
         """The compute thread: draw, observe twice, compare, hand over; ends when stopped."""
         try:
             while not self._stopping:
                 self._apply_changes()
-                window = self._backlog.draw(self._take, self._batching.max_window_items, DRAW_TIMEOUT_S)
+                start = time.monotonic()
+                window = self._backlog.draw(self._take, self._compute.max_window_items, DRAW_TIMEOUT_S)
+                self._apply_changes()  # once more: what came while it waited holds for this window already
                 if window is not None:
-                    self._compared.put(self._run(window))
+                    behind = self._backlog.items > 0 or self._unread_records > self._compute.max_window_items
+                    self._compared.put(self._compute.run(window))
+                    # Only a replica that is behind shows what it can do: windows grow with what waits, so that one
+                    # that is not gets through just as much as arrives, and is busy all the same.
+                    if behind:
+                        self._service_rate.add(len(window.items), time.monotonic() - start)
         finally:
             self._compared.put(None)
 
-    def _publish(self) -> None:
+    def _run_publish(self) -> None:
         """The publish thread: one transaction per window, in order."""
         redone = 0  # windows in a row that were ours and could not be committed
         while (done := self._compared.get()) is not None:
@@ -212,54 +200,11 @@ class Replica:
         return metadata if is_member(metadata) and self._backlog.current(window) else None
 
     def _take(self, candidates: Sequence[Item]) -> int:
-        """How many of the waiting items fit into what is left of the oldest one's latency objective."""
-        age_s = max(0.0, time.time() - min(item.timestamp_ms for item in candidates) / 1000)
-        budget_s = self._batching.latency_objective_ms / 1000 - age_s
-        lengths = [max(item.token_count, 1) for item in candidates]
-        return window_size(lengths, self._paths.seconds_per_token, budget_s)
-
-    def _run(self, window: Window) -> ComparedWindow:
-        start = time.perf_counter()
-        tweets = window.tweets
-        paths = self._paths
-        lengths = [item.token_count for item in tweets]
-        raw_limits = _limits(self._settings.raw, paths.raw.can_batch)
-        raw = paths.raw.observe(tweets, split(lengths, paths.raw_cost, raw_limits))
-        whole = [item.token_count + item.cut_tokens for item in tweets]
-        most = paths.predict.max_tokens if self._predict.truncation else max(whole, default=0)
-        shorter = [min(length, most) for length in whole]
-        predict_limits = _limits(self._predict, paths.predict.can_batch)
-        predict = paths.predict.observe(tweets, split(shorter, paths.predict_cost, predict_limits))
-        for cost, batches in ((paths.raw_cost, raw.batches), (paths.predict_cost, predict.batches)):
-            for batch in batches:
-                cost.learn(batch.size, batch.padded_tokens, batch.seconds)
-        self._noise.maybe_measure(paths.raw, tweets, raw)
-        comparison = compare(raw, predict, self._settings.compare.score_tolerance, self._noise.floor)
-        for path, seen in (("raw", raw), ("predict", predict)):
-            self._log_errors(path, tweets, seen)
-        seconds = time.perf_counter() - start
-        if tokens := sum(lengths):
-            paths.seconds_per_token += 0.2 * (seconds / tokens - paths.seconds_per_token)
-        return ComparedWindow(window, raw, predict, comparison, seconds)
-
-    def _log_errors(self, path: str, tweets: Sequence[Item], seen: Observations) -> None:
-        """The first text of a window that made a path raise, and how many did; its text only under `log_text`."""
-        rows = np.flatnonzero(seen.failed)
-        if not rows.size:
-            return
-        item, error = tweets[rows[0]], seen.errors[rows[0]]
-        at = f"{item.topic}/{item.partition}/{item.offset}"
-        text = {"text": item.text} if self._settings.log_text else {}
-        log.warning("a path raised", path=path, texts=int(rows.size), first=at, error=error, **text)
+        return self._compute.take(candidates, now_s=time.time())
 
     def _apply_changes(self) -> None:
         while not self._changes.empty():
             self._changes.get()()
-
-
-def _limits(path: PathSettings, can_batch: bool) -> Limits:
-    """Without a padding token texts go one by one, as the stock pipeline demands."""
-    return Limits(path.max_batch_items if can_batch else 1, path.max_batch_tokens)
 
 
 def is_member(metadata: Any) -> bool:

@@ -1,7 +1,7 @@
 """The monitoring actor's body: follows `comparisons` and `divergences`, folds, and answers. One per application.
 
-Its state is nothing but the fold of `monitor.divergence`, so it may be killed at any time: the next one reads the topic
-again and has the same counts. Replicas write to Kafka and never wait for it.
+Its state is nothing but the fold of `monitor.divergence`, so it may be killed at any time: the next one goes on from
+the last snapshot, reads what came after it, and has the same counts. Replicas write to Kafka and never wait for it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import structlog
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
-from twinlens.broker.client import naming_denials, new_consumer
+from twinlens.broker.client import TRANSIENT, naming_denials, new_consumer
 from twinlens.broker.lag import LagProbe
 from twinlens.errors import AskUser
-from twinlens.monitor.divergence import State
-from twinlens.monitor.statistics import RateDetector
+from twinlens.monitor.durability import Image, SnapshotKeeper, SnapshotStatus, new_state
 from twinlens.monitor.summary import Summary, summary
 from twinlens.records import DivergenceRecord, decode_comparison, decode_divergence
 from twinlens.settings import Settings
@@ -30,6 +29,8 @@ log = structlog.get_logger(__name__)
 
 POLL_MS = 200
 LAG_PERIOD_S = 1.0
+RETRY_S = 1.0  #: between a poll that failed and the next one
+STOP_S = 5.0  #: how long `stop` waits for each thread
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +41,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     recent: list[DivergenceRecord]  #: the newest diverging tweets, oldest first
     caught_up: bool  #: whether the topics were read to their ends at least once
     unreadable: int  #: records of the two topics that are no records of twinlens
+    snapshot: SnapshotStatus = SnapshotStatus()
 
 
 class Monitor:
@@ -47,16 +49,23 @@ class Monitor:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        monitor = settings.monitor
-        detector = RateDetector(baseline_rate=monitor.alert_rate, run_length_tweets=monitor.alert_run_length_tweets)
-        self._state = State(application=settings.application, detector=detector)
-        self._recent: deque[DivergenceRecord] = deque(maxlen=monitor.recent_divergences)
+        self._state = new_state(settings)
+        self._positions: dict[TopicPartition, int] = {}  # offset of the next record to take, of both topics
+        self._whole = True  # no exception has left a record half folded
+        self._records_read = 0
+        self._keeper = SnapshotKeeper(settings)
+        self._recent: deque[DivergenceRecord] = deque(maxlen=settings.monitor.recent_divergences)
         self._lag: dict[int, int] | None = None
         self._caught_up = False
         self._unreadable = 0
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._threads = [WatchedThread("monitor", self._follow), WatchedThread("lag", self._watch_lag)]
+        self._following = WatchedThread("monitor", self._follow)
+        self._threads = [
+            self._following,
+            WatchedThread("snapshots", self._keep_snapshots),
+            WatchedThread("lag", self._watch_lag),
+        ]
 
     def start(self) -> None:
         """Start following the topics."""
@@ -64,10 +73,10 @@ class Monitor:
             thread.start()
 
     def stop(self) -> None:
-        """End the threads."""
+        """End the threads, the one that follows first, so that a last snapshot holds all it has folded."""
         self._stopping.set()
         for thread in self._threads:
-            thread.join(5.0)
+            thread.join(STOP_S)
 
     def check_health(self) -> None:
         """Raises ReplaceReplica when a thread died."""
@@ -83,6 +92,7 @@ class Monitor:
                 recent=list(self._recent),
                 caught_up=self._caught_up,
                 unreadable=self._unreadable,
+                snapshot=msgspec.structs.replace(self._keeper.status, records_read=self._records_read),
             )
 
     def _follow(self) -> None:
@@ -91,43 +101,66 @@ class Monitor:
             self._follow_topics()
 
     def _follow_topics(self) -> None:
-        """Every record of the two topics, from the beginning."""
+        """Every record of the two topics, from where the last snapshot ends."""
         consumer = new_consumer(self._settings.kafka, isolation_level="read_committed", auto_offset_reset="earliest")
         try:
-            ends = self._assign(consumer)
+            ends = self._begin(consumer)
             while not self._stopping.is_set():
-                polled = consumer.poll(POLL_MS)
-                with self._lock:
-                    for partition, records in polled.items():
-                        for record in records:
-                            self._take(partition.topic, record)
-                if not self._caught_up and not polled:
-                    self._caught_up = all(consumer.position(partition) >= end for partition, end in ends.items())
+                try:
+                    self._read(consumer, ends)
+                except TRANSIENT as error:
+                    log.warning("the topics could not be read, trying again", error=repr(error))
+                    for partition, position in self._positions.items():
+                        consumer.seek(partition, position)  # what the failed poll may have taken with it comes again
+                    self._stopping.wait(RETRY_S)
         finally:
             consumer.close()
 
-    def _assign(self, consumer: KafkaConsumer) -> dict[TopicPartition, int]:
-        """Returns where the topics end now: what the state holds after reading this far is not news but history."""
+    def _begin(self, consumer: KafkaConsumer) -> dict[TopicPartition, int]:
+        """Take the last snapshot over. Returns where the topics end now: what comes before is not news but history."""
         topics = self._settings.topics
         comparisons, divergences = (
             [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic))]
             for topic in (topics.comparisons, topics.divergences)
         )
         consumer.assign([*comparisons, *divergences])
-        for partition in comparisons:
-            consumer.seek_to_beginning(partition)
+        ends, beginnings = (
+            offsets([*comparisons, *divergences]) for offsets in (consumer.end_offsets, consumer.beginning_offsets)
+        )
         # Of the diverging tweets only the newest are shown. Markers take offsets too, hence twice as far back.
-        ends, starts = consumer.end_offsets(divergences), consumer.beginning_offsets(divergences)
         back = 2 * self._settings.monitor.recent_divergences
-        for partition in divergences:
-            consumer.seek(partition, max(starts[partition], ends[partition] - back))
-        return {**ends, **consumer.end_offsets(comparisons)}
+        positions = {partition: max(beginnings[partition], ends[partition] - back) for partition in divergences}
+        state, starts = self._keeper.restore({each.partition: beginnings[each] for each in comparisons})
+        positions |= {partition: starts[partition.partition] for partition in comparisons}
+        with self._lock:
+            self._state, self._positions = state, positions
+        for partition, position in positions.items():
+            consumer.seek(partition, position)
+        return dict(ends)
+
+    def _read(self, consumer: KafkaConsumer, ends: dict[TopicPartition, int]) -> None:
+        """One poll. State and positions change together: a snapshot sees both or neither."""
+        polled = consumer.poll(POLL_MS)
+        with self._lock:
+            self._whole = False
+            for partition, records in polled.items():
+                for record in records:
+                    self._take(partition.topic, record)
+                self._positions[partition] = records[-1].offset + 1
+            self._whole = True
+        if not polled:
+            # Nothing is in hand now, so what the consumer has passed beyond the last record are markers.
+            passed = {partition: consumer.position(partition) for partition in ends}
+            with self._lock:
+                self._positions |= {partition: offset for partition, offset in passed.items() if offset is not None}
+                self._caught_up = self._caught_up or all(self._positions[each] >= end for each, end in ends.items())
 
     def _take(self, topic: str, record: Any) -> None:
         try:
             if topic == self._settings.topics.comparisons:
                 comparison = decode_comparison(record.value)
                 if comparison.application == self._settings.application:
+                    self._records_read += 1
                     self._state.fold(comparison)
             else:
                 divergence = decode_divergence(record.value)
@@ -138,6 +171,16 @@ class Monitor:
             self._unreadable += 1
             log.warning("not a record of twinlens", topic=topic, partition=record.partition, offset=record.offset,
                         error=str(error))  # fmt: skip
+
+    def _keep_snapshots(self) -> None:
+        """The snapshots thread: on a client of its own, since a broker that is away must not hold up the fold."""
+        self._keeper.run(self._look, self._stopping, at_last=lambda: self._following.join(STOP_S))
+
+    def _look(self) -> Image | None:
+        topic = self._settings.topics.comparisons
+        with self._lock:
+            positions = {each.partition: offset for each, offset in self._positions.items() if each.topic == topic}
+            return self._keeper.take(self._state, positions) if self._whole else None
 
     def _watch_lag(self) -> None:
         """The lag thread: on clients of its own, since a broker that is away must not hold up the fold."""
@@ -150,6 +193,9 @@ class Monitor:
                 except (KafkaError, AskUser) as error:
                     self._lag = None
                     log.warning("lag is not known", error=repr(error))
+                    if probe is not None:  # kafka-python's admin client goes on asking a coordinator that has moved
+                        probe.close()
+                        probe = None
         finally:
             if probe is not None:
                 probe.close()

@@ -44,7 +44,8 @@ K = TypeVar("K", int, str)
 class Counts(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What is counted for the whole run and for each bucket alike. Adding is associative and commutative."""
 
-    tally: Tally = msgspec.field(default_factory=Tally)
+    tally: Tally = msgspec.field(default_factory=Tally)  #: compared tweets
+    derived: int = 0  #: tweets published, not compared
     refused: dict[str, int] = msgspec.field(default_factory=dict)  #: dead letters by reason
     labels: dict[str, dict[str, int]] = msgspec.field(default_factory=dict)  #: raw label -> predict label -> tweets
     causes: dict[str, int] = msgspec.field(default_factory=dict)
@@ -52,11 +53,17 @@ class Counts(msgspec.Struct, kw_only=True, omit_defaults=True):
     latency_s: Histogram = msgspec.field(default_factory=dict)
     batch_sizes: dict[int, int] = msgspec.field(default_factory=dict)  #: texts per forward pass -> passes
 
+    @property
+    def published(self) -> int:
+        """Tweets on both output topics, compared or not."""
+        return self.tally.tweets + self.derived
+
     @classmethod
     def of(cls, record: ComparisonRecord) -> Self:
         """The counts of one record. They share its dicts: only ever add them to others."""
         return cls(
             tally=record.tally,
+            derived=record.derived,
             refused=record.refused,
             labels=record.labels,
             causes=record.causes,
@@ -68,6 +75,7 @@ class Counts(msgspec.Struct, kw_only=True, omit_defaults=True):
     def add(self, other: Counts) -> None:
         """Add `other` to this one, in place; `other` stays as it is and nothing of it is kept."""
         self.tally = self.tally + other.tally
+        self.derived += other.derived
         _add(self.refused, other.refused)
         for raw, row in other.labels.items():
             _add(self.labels.setdefault(raw, {}), row)
@@ -82,7 +90,7 @@ class Alert(msgspec.Struct, frozen=True, kw_only=True):
 
     window: str  #: the window whose comparison raised it
     raised_at_ms: int  #: its `published_at_ms`
-    rate: float  #: tweets diverging per tweet in the minute before, that window included
+    rate: float  #: tweets diverging per compared tweet in the minute before, that window included
     cleared_at_ms: int | None = None  #: `published_at_ms` of the window that ended it; None while it is active
 
 
@@ -131,7 +139,7 @@ class State(msgspec.Struct, kw_only=True):
             return
         if record.first_offset <= counted_to:
             # Offsets are an upper bound of records: a transaction marker takes one too.
-            records = record.tally.tweets + sum(record.refused.values())
+            records = record.published + sum(record.refused.values())
             self.overlapping_tweets += min(counted_to - record.first_offset + 1, records)
         self.offsets[partition] = record.last_offset
         self._count(record)

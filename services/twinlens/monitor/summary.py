@@ -23,7 +23,7 @@ _SHORTEST_SPAN_MS: Final = 1_000  #: over less than this a throughput says nothi
 
 
 class Rate(msgspec.Struct, frozen=True, kw_only=True):
-    """A tally with its divergence rate.
+    """A tally of compared tweets with its divergence rate. In audited mode they are a sample of the published ones.
 
     `low` and `high` are a 95 % confidence sequence (`statistics.confidence_sequence`): for sums that only grow ("all",
     by length, replica, revision; each by itself) it holds at every look at once. A sliding time window forgets: there
@@ -36,7 +36,7 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
     score: int
     one_sided: int
     both_failed: int
-    rate: float | None  #: diverging per tweet; None without tweets
+    rate: float | None  #: diverging per compared tweet; None without any
     low: float
     high: float
 
@@ -44,9 +44,10 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
 class WindowSummary(msgspec.Struct, frozen=True, kw_only=True):
     """One stretch of time. Quantiles have a relative error of at most 1 % (`twinlens.sketch`)."""
 
+    published: int  #: tweets on both output topics; `tally.tweets` of them were compared
     tally: Rate
     refused: dict[str, int]  #: dead letters by reason
-    tweets_per_s: float | None  #: None where the span is shorter than a second
+    tweets_per_s: float | None  #: published; None where the span is shorter than a second
     score_delta: dict[str, float | None]  #: p50, p90, p99, max
     latency_s: dict[str, float | None]  #: p50, p95, p99
     batch_size_median: int | None  #: texts per forward pass of the raw path; the lower of two neighbours
@@ -130,9 +131,10 @@ def _window(counts: Counts, span_ms: int) -> WindowSummary:
     passes = sum(counts.batch_sizes.values())
     texts = sum(size * count for size, count in counts.batch_sizes.items())
     return WindowSummary(
+        published=counts.published,
         tally=_rate(counts.tally),
         refused=_sorted(counts.refused),
-        tweets_per_s=counts.tally.tweets * 1_000 / span_ms if span_ms >= _SHORTEST_SPAN_MS else None,
+        tweets_per_s=counts.published * 1_000 / span_ms if span_ms >= _SHORTEST_SPAN_MS else None,
         score_delta=_quantiles(counts.score_delta, {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}),
         latency_s=_quantiles(counts.latency_s, {"p50": 0.5, "p95": 0.95, "p99": 0.99}),
         batch_size_median=_median(counts.batch_sizes),

@@ -1,0 +1,115 @@
+"""A `State` with the positions in the comparisons topic up to which it was folded, in one record.
+
+Pure: no Kafka, no clock. Since both are in one record, whoever goes on from it folds each comparison once, whenever it
+was written. The record is msgpack, compressed by zlib. Nearly all of a state is histograms, an hour of them; in the
+record one is two columns, the gaps between its buckets and the counts, which are small numbers most of the time. Of an
+hour of 1,000 tweets/s with score differences over six decades, 7.1 MB of JSON, that makes 0.5 MB.
+
+>>> from twinlens.monitor.divergence import State
+>>> from twinlens.monitor.snapshot import Snapshot, encode, pack, unpack
+>>> from twinlens.monitor.statistics import RateDetector
+>>> state = State(application="twinlens", detector=RateDetector(baseline_rate=0.02, run_length_tweets=1_000_000))
+>>> snapshot = Snapshot(state=state, topic="tweets.comparisons", topic_id="", positions={0: 7, 1: 0}, written_at_ms=1)
+>>> unpack(pack(encode(snapshot))) == snapshot
+True
+>>> snapshot.start({0: 9, 1: 0, 2: 0})
+({0: 9, 1: 0, 2: 0}, 2)
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from itertools import accumulate, pairwise
+from typing import Any, Final
+
+import msgspec
+
+from twinlens.monitor.divergence import State
+from twinlens.monitor.statistics import RateDetector
+
+VERSION: Final = 1  #: to be raised when an older snapshot would be read to mean something else
+HEADERS: Final = [("content-type", b"application/vnd.msgpack"), ("content-encoding", b"deflate")]
+_COLUMNS: Final = 1  #: msgpack extension type of a histogram
+_LEVEL: Final = 6  #: of zlib; 1 is three times as fast, and the record a sixth larger
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """What a monitor goes on from. `state` is shared, not copied: `encode` it before the state changes."""
+
+    version: int = VERSION
+    state: State
+    topic: str  #: the comparisons topic
+    topic_id: str  #: its identity: another topic of the same name has other records at these positions
+    positions: dict[int, int]  #: by partition of that topic: offset of the next record to fold
+    lost_offsets: int = 0  #: see `start`; of this monitor and those before it
+    written_at_ms: int
+
+    def start(self, beginnings: Mapping[int, int]) -> tuple[dict[int, int], int]:
+        """Where to go on, by partition, and how many offsets were removed from the topic before they were folded.
+
+        `beginnings` has the first offset that is still there for every partition of the topic. A partition that the
+        snapshot does not know is read from its beginning. Offsets are an upper bound of records: markers take one too.
+        """
+        positions = {
+            partition: max(beginning, self.positions.get(partition, beginning))
+            for partition, beginning in beginnings.items()
+        }
+        return positions, sum(offset - self.positions.get(number, offset) for number, offset in positions.items())
+
+    def state_for(self, detector: RateDetector) -> State:
+        """The state, to be folded on; with `detector` instead of its own where the settings of the two differ."""
+        own = self.state.detector
+        if (own.baseline_rate, own.run_length_tweets) == (detector.baseline_rate, detector.run_length_tweets):
+            return self.state
+        return msgspec.structs.replace(self.state, detector=detector)
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    """All of it as it is now, for `pack`. Takes tens of milliseconds at most: meant to be called under a lock."""
+    return _ENCODER.encode(snapshot)
+
+
+def pack(encoded: bytes) -> bytes:
+    """The value of the record, of what `encode` returned. Takes tenths of a second, and needs no lock."""
+    return zlib.compress(_ENCODER.encode(_with_columns(msgspec.msgpack.decode(encoded))), _LEVEL)
+
+
+def unpack(value: bytes) -> Snapshot:
+    """The snapshot of a record's value. ValueError when it cannot be read, or was written by another version."""
+    try:
+        body = msgspec.msgpack.decode(zlib.decompress(value), ext_hook=_histogram)
+        version = msgspec.convert(body, _Versioned).version
+        if version != VERSION:
+            raise ValueError(f"it has version {version}, not {VERSION}")
+        return msgspec.convert(body, Snapshot)
+    except (zlib.error, msgspec.MsgspecError) as error:
+        raise ValueError(f"it cannot be read: {error}") from error
+
+
+class _Versioned(msgspec.Struct):
+    """The one field that every version has."""
+
+    version: int
+
+
+def _with_columns(value: Any) -> Any:
+    """`value` with every mapping from numbers to numbers as columns."""
+    if not isinstance(value, dict):
+        return value
+    if value and all(type(key) is int and type(count) is int for key, count in value.items()):
+        buckets = sorted(value)
+        gaps = [after - before for before, after in pairwise((0, *buckets))]
+        return msgspec.msgpack.Ext(_COLUMNS, _ENCODER.encode((gaps, [value[bucket] for bucket in buckets])))
+    return {key: _with_columns(inner) for key, inner in value.items()}
+
+
+def _histogram(code: int, data: memoryview) -> dict[int, int]:
+    if code != _COLUMNS:
+        raise ValueError(f"it has an unknown extension type: {code}")
+    gaps, counts = _DECODER.decode(data)
+    return dict(zip(accumulate(gaps), counts, strict=True))
+
+
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_DECODER: Final = msgspec.msgpack.Decoder(tuple[list[int], list[int]])
