@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -184,20 +184,23 @@ def naming_denials(
     try:
         yield
     except TopicAuthorizationFailedError as error:
-        raise AskUser(denial(kafka, operation, "topic", *(_topics(error) or ["(not named)"]))) from None
+        raise AskUser(denial(kafka, (operation, "topic", *_topics(error)))) from None
     except GroupAuthorizationFailedError:
         needed = "Describe" if operation == "Describe" else "Read"
-        raise AskUser(denial(kafka, needed, "group", group)) from None
+        raise AskUser(denial(kafka, (needed, "group", group))) from None
     except TransactionalIdAuthorizationFailedError:
-        raise AskUser(denial(kafka, "Write", "transactional id", transactional_id)) from None
+        raise AskUser(denial(kafka, ("Write", "transactional id", transactional_id))) from None
     except AuthorizationError as error:
-        raise AskUser(f"{denial(kafka, operation, 'cluster')} ({_text(error)})") from None
+        raise AskUser(f"{denial(kafka, (operation, 'cluster'))} ({_text(error)})") from None
 
 
-def denial(kafka: KafkaSettings, operation: str, resource: str, *names: str) -> str:
-    """The sentence on a missing ACL."""
-    what = f"the {resource}{'s' if len(names) > 1 else ''} {', '.join(names)}".rstrip()
-    return f"Kafka denies {user(kafka)} {operation} on {what}; grant it (docs/security.md)."
+def denial(kafka: KafkaSettings, *denied: Sequence[str]) -> str:
+    """The sentence on missing ACLs: each is an operation, a kind of resource and its names."""
+    what = [
+        f"{operation} on the {resource}{'s' if len(names) > 1 else ''} {', '.join(names)}".rstrip()
+        for operation, resource, *names in denied
+    ]
+    return f"Kafka denies {user(kafka)} {', and '.join(what)}; grant it (docs/security.md)."
 
 
 def user(kafka: KafkaSettings) -> str:
@@ -211,7 +214,7 @@ def _topics(error: TopicAuthorizationFailedError) -> list[str]:
     """kafka-python names them in a set, or one as text, which may also be a sentence without a name."""
     named = error.args[0] if error.args else ""
     topics = sorted(named) if isinstance(named, set | frozenset) else [str(named)]
-    return [topic for topic in topics if re.fullmatch(r"[A-Za-z0-9._-]+", topic)]
+    return [topic for topic in topics if re.fullmatch(r"[A-Za-z0-9._-]+", topic)] or ["(not named)"]
 
 
 def _no_connection(error: Exception, where: str) -> str:

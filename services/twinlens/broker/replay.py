@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 import msgspec
@@ -106,7 +106,7 @@ class Replay:
         self._group = f"{settings.group_id}.dlq-replay"
         self._transactional_id = f"{settings.group_id}:dlq-replay"
         topic = settings.topics.dlq
-        with asking_user(settings.kafka), closing(self._new_consumer()) as consumer:
+        with asking_user(settings.kafka, "Read", group=self._group), closing(self._new_consumer()) as consumer:
             self._ends: Cursor = consumer.end_offsets(
                 [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic)]
             )
@@ -114,7 +114,7 @@ class Replay:
     def plan(self) -> Outcome:
         """What `run` would do now. Changes nothing."""
         outcome = Outcome()
-        with self._asking_user(), closing(self._new_consumer()) as consumer:
+        with asking_user(self._settings.kafka, "Read", group=self._group), closing(self._new_consumer()) as consumer:
             self._start(consumer)
             for records in self._polls(consumer):
                 outcome.add(self._batch(records, outcome).outcome)
@@ -129,7 +129,7 @@ class Replay:
         open transaction. What was committed stays, and the next replay goes on from there.
         """
         with (
-            self._asking_user(),
+            asking_user(self._settings.kafka, "Write", group=self._group, transactional_id=self._transactional_id),
             self._sole_producer() as producer,
             closing(self._new_consumer()) as consumer,
         ):
@@ -142,10 +142,6 @@ class Replay:
                 progress(self.outcome.replayed.total())
                 if self.outcome.replayed.total() == self._limit:
                     break
-
-    def _asking_user(self) -> AbstractContextManager[None]:
-        kafka = self._settings.kafka
-        return asking_user(kafka, "Write", group=self._group, transactional_id=self._transactional_id)
 
     def _new_consumer(self) -> KafkaConsumer:
         return new_consumer(
