@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from tests.apache_kafka import apache_kafka, kafka_home
+from tests.secure_kafka import SecureKafka, secure_kafka
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub; a wrong name must fail at once
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -22,6 +23,11 @@ settings.register_profile("twinlens", deadline=None)
 settings.load_profile("twinlens")
 
 ModelFolder = Callable[..., Path]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The chaos suite first: it starts and ends a Ray of its own, and a process has one, which other tests keep."""
+    items.sort(key=lambda item: item.get_closest_marker("chaos") is None)
 
 
 @pytest.fixture(scope="session")
@@ -62,10 +68,23 @@ def kafka() -> Iterator[str]:
         with KafkaContainer("apache/kafka:4.1.0") as container:
             yield container.get_bootstrap_server()
     else:
-        reason = "no Kafka: neither TWINLENS_TEST_BOOTSTRAP, nor KAFKA_HOME with java, nor Docker"
-        if os.environ.get("TWINLENS_REQUIRE_KAFKA") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
+        _do_without("no Kafka: neither TWINLENS_TEST_BOOTSTRAP, nor KAFKA_HOME with java, nor Docker")
+
+
+@pytest.fixture(scope="session")
+def secure() -> Iterator[SecureKafka]:
+    """A real Kafka with users, certificates and ACLs. It is always our own, from `KAFKA_HOME`."""
+    if home := kafka_home():
+        with secure_kafka(home) as found:
+            yield found
+    else:
+        _do_without("no Kafka of our own: no KAFKA_HOME with java")
+
+
+def _do_without(reason: str) -> None:
+    if os.environ.get("TWINLENS_REQUIRE_KAFKA") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def docker_answers() -> bool:

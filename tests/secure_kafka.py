@@ -1,8 +1,8 @@
-"""A real Kafka that lets nobody in without credentials and nothing happen without an ACL.
+"""A real Kafka that lets nobody in without credentials, and nobody do anything without an ACL.
 
 Beside `PLAINTEXT`, whose anonymous user may do everything and which only fixtures use, it has three listeners:
 `SASL` (over TLS: PLAIN, SCRAM), `MTLS` (client certificates) and `OAUTH` (OAUTHBEARER with Kafka's validator of
-unsecured tokens).
+unsigned tokens). On each of them the same user, `tweeter`, can be let in.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kafka import KafkaAdminClient
 from kafka.admin import (
@@ -30,10 +31,17 @@ from kafka.admin import (
 )
 
 from tests.apache_kafka import Cluster, Listener, apache_kafka
-from tests.integration.helpers import wait_until
 
 USER, PASSWORD = "tweeter", "pass-word-of-the-tweeter"
 KEY_PASSWORD = "pass-word-of-the-key"
+ACL_DEADLINE_S = 10.0
+ANY_ACL = ACLFilter(
+    None,
+    None,
+    ACLOperation.ANY,
+    ACLPermissionType.ANY,
+    ResourcePatternFilter(ResourceType.ANY, None, ACLResourcePatternType.ANY),
+)
 PROPERTIES = """
 authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
 super.users=User:ANONYMOUS
@@ -58,37 +66,72 @@ class SecureKafka:
     """The cluster, its certificates, and who may do what on it."""
 
     cluster: Cluster
-    folder: Path  #: ca.pem, client.pem, client.key (with a password), other.pem: an authority that it does not know
+    folder: Path  #: ca.pem; other.pem, an authority that it does not know; tweeter.pem and .key, which has a password
     admin: KafkaAdminClient
 
-    def allow(self, *acls: ACL) -> None:
-        self.admin.create_acls(list(acls))
-        wait_until(lambda: set(acls) <= self.acls(), "the ACLs are in force")
+    def kafka(self, listener: str, **settings: Any) -> dict[str, Any]:
+        """Section `kafka` of the settings for a listener; what it lacks are credentials."""
+        protocol = {"PLAINTEXT": "PLAINTEXT", "SASL": "SASL_SSL", "MTLS": "SSL", "OAUTH": "SASL_PLAINTEXT"}[listener]
+        tls = {"ssl_cafile": str(self.folder / "ca.pem")} if protocol.endswith("SSL") else {}
+        common = {"bootstrap_servers": self.cluster.bootstrap(listener), "session_timeout_ms": 3_000}
+        return {**common, "security_protocol": protocol, **tls, **settings}
 
-    def forbid(self, *acls: ACL) -> None:
-        filters = [
-            ACLFilter(a.principal, a.host, a.operation, a.permission_type, ResourcePatternFilter(
-                a.resource_pattern.resource_type, a.resource_pattern.resource_name, a.resource_pattern.pattern_type))
-            for a in acls
-        ]  # fmt: skip
-        self.admin.delete_acls(filters)
-        wait_until(lambda: not set(acls) & self.acls(), "the ACLs are gone")
+    def sasl(self, mechanism: str = "SCRAM-SHA-512", **settings: Any) -> dict[str, Any]:
+        """The same, complete, for a mechanism with a password."""
+        credentials = {"sasl_mechanism": mechanism, "sasl_username": USER, "sasl_password": PASSWORD}
+        return self.kafka("SASL", **{**credentials, **settings})
 
-    def acls(self) -> set[ACL]:
-        everything = ResourcePatternFilter(ResourceType.ANY, None, ACLResourcePatternType.ANY)
-        found, _ = self.admin.describe_acls(ACLFilter(None, None, ACLOperation.ANY, ACLPermissionType.ANY, everything))
-        return set(found)
+    def mtls(self, **settings: Any) -> dict[str, Any]:
+        """The same for a client certificate."""
+        files = {"ssl_certfile": str(self.folder / f"{USER}.pem"), "ssl_keyfile": str(self.folder / f"{USER}.key")}
+        return self.kafka("MTLS", **{**files, "ssl_password": KEY_PASSWORD, **settings})
+
+    @contextlib.contextmanager
+    def allowing(self, acls: set[ACL]) -> Iterator[None]:
+        """These ACLs and no others within the block."""
+        before = self._acls()
+        self._change(before, acls)
+        try:
+            yield
+        finally:
+            self._change(acls, before)
+
+    def _change(self, old: set[ACL], new: set[ACL]) -> None:
+        if old - new:
+            self.admin.delete_acls([_filter(each) for each in old - new])
+        if new - old:
+            self.admin.create_acls(list(new - old))
+        end = time.monotonic() + ACL_DEADLINE_S
+        while self._acls() != new:
+            assert time.monotonic() < end, "the ACLs are not in force"
+            time.sleep(0.02)
+
+    def _acls(self) -> set[ACL]:
+        return set(self.admin.describe_acls(ANY_ACL)[0])
 
 
-def acl(user: str, resource: str, name: str, pattern: str, operation: str) -> ACL:
+def acl(resource: str, name: str, pattern: str, operation: str) -> ACL:
+    """The ACL that allows the user an operation; words as in docs/security.md."""
     return ACL(
-        f"User:{user}", "*", ACLOperation[operation.upper()], ACLPermissionType.ALLOW,
-        ResourcePattern(ResourceType[resource.upper()], name, ACLResourcePatternType[pattern.upper()]),
-    )  # fmt: skip
+        f"User:{USER}",
+        "*",
+        ACLOperation[operation.upper()],
+        ACLPermissionType.ALLOW,
+        ResourcePattern(
+            ResourceType[resource.upper().replace(" ", "_")], name, ACLResourcePatternType[pattern.upper()]
+        ),
+    )
+
+
+def _filter(each: ACL) -> ACLFilter:
+    what = each.resource_pattern
+    pattern = ResourcePatternFilter(what.resource_type, what.resource_name, what.pattern_type)
+    return ACLFilter(each.principal, each.host, each.operation, each.permission_type, pattern)
 
 
 @contextlib.contextmanager
 def secure_kafka(home: Path) -> Iterator[SecureKafka]:
+    """Run it until the block ends."""
     with tempfile.TemporaryDirectory(prefix="twinlens-secure-") as name:
         folder = Path(name)
         make_certificates(folder)
@@ -117,13 +160,13 @@ def make_certificates(folder: Path) -> None:
 
 
 def _certificate(folder: Path, name: str, *arguments: str) -> None:
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-days", "2",
-               "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.pem"]  # fmt: skip
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-keyout", f"{name}.key")
+    command = ["openssl", "req", "-x509", *key, "-days", "2", "-subj", f"/CN={name}", "-out", f"{name}.pem"]
     done = subprocess.run([*command, *arguments], cwd=folder, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
 
 
-def unsecured_token(subject: str, lifetime_s: float = 3600) -> str:
+def unsigned_token(subject: str = USER, lifetime_s: float = 3600) -> str:
     """A JWS without signature, as Kafka's validator for development takes it."""
     claims = {"sub": subject, "iat": time.time(), "exp": time.time() + lifetime_s}
     parts = (base64.urlsafe_b64encode(json.dumps(part).encode()) for part in ({"alg": "none"}, claims))

@@ -188,8 +188,12 @@ class TransactionalPublisher(_Producing):
             transaction_timeout_ms=self._settings.kafka.transaction_timeout_ms,
             **_throughput(self._settings),
         )
-        with self._naming_denials():
-            producer.init_transactions()
+        try:
+            with self._naming_denials():
+                producer.init_transactions()
+        except BaseException:
+            close_producer(producer, timeout_s=0)
+            raise
         return producer
 
     def _naming_denials(self) -> AbstractContextManager[None]:

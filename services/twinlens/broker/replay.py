@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 import msgspec
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import InvalidProducerEpochError, MessageSizeTooLargeError, ProducerFencedError
+from kafka.errors import AuthorizationError, InvalidProducerEpochError, MessageSizeTooLargeError, ProducerFencedError
 from kafka.structs import OffsetAndMetadata
 
 from twinlens.broker.client import KafkaError, asking_user, close_producer, new_consumer, new_producer
@@ -106,7 +106,7 @@ class Replay:
         self._group = f"{settings.group_id}.dlq-replay"
         self._transactional_id = f"{settings.group_id}:dlq-replay"
         topic = settings.topics.dlq
-        with asking_user(settings.kafka), closing(self._new_consumer()) as consumer:
+        with asking_user(settings.kafka, "Read", group=self._group), closing(self._new_consumer()) as consumer:
             self._ends: Cursor = consumer.end_offsets(
                 [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic)]
             )
@@ -114,7 +114,7 @@ class Replay:
     def plan(self) -> Outcome:
         """What `run` would do now. Changes nothing."""
         outcome = Outcome()
-        with asking_user(self._settings.kafka), closing(self._new_consumer()) as consumer:
+        with asking_user(self._settings.kafka, "Read", group=self._group), closing(self._new_consumer()) as consumer:
             self._start(consumer)
             for records in self._polls(consumer):
                 outcome.add(self._batch(records, outcome).outcome)
@@ -129,7 +129,7 @@ class Replay:
         open transaction. What was committed stays, and the next replay goes on from there.
         """
         with (
-            asking_user(self._settings.kafka),
+            asking_user(self._settings.kafka, "Write", group=self._group, transactional_id=self._transactional_id),
             self._sole_producer() as producer,
             closing(self._new_consumer()) as consumer,
         ):
@@ -210,9 +210,8 @@ class Replay:
                 future.get(timeout=ACKNOWLEDGED_S)
             producer.commit_transaction()
         except BaseException as error:  # an interruption, too
-            with suppress(KafkaError):  # fenced, or the end is already asked for: it is the broker's to decide
-                producer.abort_transaction()
-            if isinstance(error, KafkaError):
+            close_producer(producer, timeout_s=0)  # aborting may hang; the next replay's `init_transactions` does it
+            if isinstance(error, KafkaError) and not isinstance(error, AuthorizationError):
                 raise self._explained(error) from error
             raise
 

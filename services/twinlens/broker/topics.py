@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Literal
 
 from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
@@ -32,26 +33,42 @@ class TopicState:
 
 
 def describe(admin: KafkaAdminClient, settings: Settings) -> list[TopicState]:
-    """The input topic, then the outputs, then the snapshots, as they are now.
+    """The input topic, then the outputs, then the snapshots, as they are now. AskUser where one may not be seen."""
+    states = _describe(admin, _names(settings))
+    _check_allowed(settings.kafka, states)
+    return states
 
-    TopicAuthorizationFailedError names those that this user may not see.
-    """
-    return _describe(admin, [settings.topics.input, *settings.topics.outputs, settings.topics.snapshots])
+
+def _names(settings: Settings) -> list[str]:
+    return [settings.topics.input, *settings.topics.outputs, settings.topics.snapshots]
 
 
 def _describe(admin: KafkaAdminClient, names: list[str]) -> list[TopicState]:
     # By name: a list of all topics leaves those out that this user may not see.
     found = {topic["name"]: topic for topic in admin.describe_topics(names)}
-    denied = TopicAuthorizationFailedError.errno
-    if unseen := {name for name in names if name in found and found[name]["error_code"] == denied}:
-        raise TopicAuthorizationFailedError(unseen)
     states = []
     for name in names:
-        partitions = found[name]["partitions"] if name in found else []
+        topic = found[name]
+        partitions = topic["partitions"]
         replication = len(partitions[0]["replica_nodes"]) if partitions else 0
-        allowed = found[name]["authorized_operations"] if name in found else None
-        states.append(TopicState(name, len(partitions), replication, frozenset(allowed) if allowed else None))
+        unseen = topic["error_code"] == TopicAuthorizationFailedError.errno
+        allowed = frozenset(topic["authorized_operations"] or ())
+        states.append(TopicState(name, len(partitions), replication, allowed if allowed or unseen else None))
     return states
+
+
+def _check_allowed(
+    kafka: KafkaSettings, states: list[TopicState], *, read: Collection[str] = (), write: Collection[str] = ()
+) -> None:
+    """AskUser with everything that this user lacks: to read, to write, or at least to see these topics."""
+    lacking = {"Read": read, "Write": write, "Describe": {state.name for state in states} - {*read, *write}}
+    allowed = {state.name: state.allowed for state in states if state.allowed is not None}
+    denied = {
+        operation: [name for name in allowed if name in names and operation.upper() not in allowed[name]]
+        for operation, names in lacking.items()
+    }
+    if any(denied.values()):
+        raise AskUser(denial(kafka, *((operation, "topic", *names) for operation, names in denied.items() if names)))
 
 
 def create(settings: Settings, partitions: int, replication: int) -> list[str]:
@@ -96,9 +113,10 @@ def check(settings: Settings, *, read: Collection[str] = (), write: Collection[s
     admin = new_admin(settings.kafka)
     try:
         with asking_user(settings.kafka):
-            states = describe(admin, settings)
+            states = _describe(admin, _names(settings))
     finally:
         admin.close()
+    _check_allowed(settings.kafka, states, read=read, write=write)
     if missing := [state.name for state in states if not state.partitions]:
         raise AskUser(f"Missing topics: {', '.join(missing)}. Create them with `twinlens topics create`.")
     wanted = states[0].partitions
@@ -108,26 +126,18 @@ def check(settings: Settings, *, read: Collection[str] = (), write: Collection[s
             f"Outputs must have as many partitions as {settings.topics.input} ({wanted}), but: {', '.join(uneven)}. "
             "Recreate them, or name other outputs under `topics`."
         )
-    _check_allowed(settings.kafka, "Read", [state for state in states if state.name in read])
-    _check_allowed(settings.kafka, "Write", [state for state in states if state.name in write])
     return wanted
 
 
-def _check_allowed(kafka: KafkaSettings, operation: str, states: list[TopicState]) -> None:
-    denied = [state.name for state in states if state.allowed is not None and operation.upper() not in state.allowed]
-    if denied:
-        raise AskUser(denial(kafka, operation, "topic", *denied))
-
-
-def check_allowed(kafka: KafkaSettings, topic: str, operation: str) -> None:
-    """AskUser when there is no such topic, or this user may not do that with it: Read or Write."""
+def check_allowed(kafka: KafkaSettings, topic: str, operation: Literal["Read", "Write"]) -> None:
+    """AskUser when there is no such topic, or this user may not do that with it."""
     admin = new_admin(kafka)
     try:
         with asking_user(kafka):
             (state,) = _describe(admin, [topic])
     finally:
         admin.close()
-    _check_allowed(kafka, operation, [state])
+    _check_allowed(kafka, [state], **{operation.lower(): (topic,)})
     if not state.partitions:
         raise AskUser(f"There is no topic {topic!r}. Create it with `twinlens topics create`, or name another one.")
 

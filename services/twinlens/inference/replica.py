@@ -58,6 +58,10 @@ class Replica:
         self._refusals = RefusalLimit(settings.intake)
         own_id = transactional_id(settings.group_id, instance_id or name, uuid.uuid4().hex[:8])
         self._recovery = Recovery(settings.kafka, settings.group_id, own_id)
+        exactly_once = settings.output.delivery == "exactly_once"
+        self._publisher: Publisher = (
+            TransactionalPublisher(settings, own_id) if exactly_once else AtLeastOncePublisher(settings, name)
+        )
         self._intake = Intake(
             settings,
             name,
@@ -66,10 +70,6 @@ class Replica:
             assigned=self._recovery.ask,
             resume=self._refusals.resume,
             instance_id=instance_id,
-        )
-        exactly_once = settings.output.delivery == "exactly_once"
-        self._publisher: Publisher = (
-            TransactionalPublisher(settings, own_id) if exactly_once else AtLeastOncePublisher(settings, name)
         )
         self._commit_outside = None if exactly_once else self._intake.commit
         self._compared: queue.Queue[ComparedWindow | None] = queue.Queue(maxsize=1)
@@ -179,6 +179,7 @@ class Replica:
                 time.sleep(min(0.05 * 2**redone, 2.0) if abandoned else 0)  # a broker in trouble gets a pause
             else:
                 redone = 0
+            del done, window  # the bytes are given free already; let go of them before the next window comes
 
     def _commit(self, done: ComparedWindow) -> None:
         """Publish a window and its offsets. Raises RedoWindow when it is no longer ours or was aborted."""
