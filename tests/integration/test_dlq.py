@@ -20,7 +20,7 @@ from tests.integration.helpers import produce, run_through
 from twinlens.audit import audit
 from twinlens.broker import reading, topics
 from twinlens.broker import replay as replaying
-from twinlens.broker.client import new_consumer, new_producer
+from twinlens.broker.client import new_admin, new_consumer, new_producer
 from twinlens.broker.deadletters import letter_of, read_letters
 from twinlens.broker.reading import read_topics
 from twinlens.broker.replay import Replay
@@ -290,6 +290,15 @@ def kafka_settings(kafka: str) -> Settings:
 LETTERS = [(n % 2, NOT_JSON, b"%d" % n) for n in range(7)]
 
 
+def open_transactions(settings: Settings) -> set[str]:
+    admin = new_admin(settings.kafka)
+    try:
+        listed = admin.list_transactions(state_filters=["Ongoing"])
+    finally:
+        admin.close()
+    return {each.transactional_id for found in listed.values() for each in found}
+
+
 @pytest.mark.kafka
 @pytest.mark.parametrize("how", ["killed", "interrupted"])
 def test_a_replay_that_ends_before_its_commit_is_resumed(
@@ -313,6 +322,8 @@ def test_a_replay_that_ends_before_its_commit_is_resumed(
         ended = run(kafka_settings, "replay", "--yes")
     assert ended.exit_code == (130 if how == "interrupted" else 0)
     assert "3 letters replayed" in ended.stdout
+    still_open = open_transactions(kafka_settings)
+    assert (f"{kafka_settings.group_id}:dlq-replay" in still_open) == (how == "killed")
     resumed = Replay(kafka_settings)
     resumed.run(lambda _: None)
     assert resumed.outcome.replayed.total() == 4
@@ -366,8 +377,6 @@ def test_show_knows_the_gaps_between_transactions(kafka_settings: Settings) -> N
 @pytest.mark.kafka
 def test_a_letter_that_the_topic_does_not_take_is_not_passed_over(kafka_settings: Settings) -> None:
     from kafka.admin import ConfigResource, ConfigResourceType
-
-    from twinlens.broker.client import new_admin
 
     bury(kafka_settings, [(0, NOT_JSON, os.urandom(50_000))])
     admin = new_admin(kafka_settings.kafka)

@@ -14,9 +14,10 @@ Where to stop is fixed before the start: letters that the replay itself brings a
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any, NamedTuple
 
 import msgspec
@@ -32,6 +33,7 @@ from twinlens.settings import Settings
 POLL_MS = 600
 MAX_POLL_RECORDS = 500  #: records of the dead-letter topic per transaction
 ACKNOWLEDGED_S = 60.0
+ABORT_S = 5.0
 
 _FENCED = (ProducerFencedError, InvalidProducerEpochError)
 Cursor = dict[TopicPartition, int]  #: the offset to go on from
@@ -210,7 +212,7 @@ class Replay:
                 future.get(timeout=ACKNOWLEDGED_S)
             producer.commit_transaction()
         except BaseException as error:  # an interruption, too
-            close_producer(producer, timeout_s=0)  # aborting may hang; the next replay's `init_transactions` does it
+            _abort(producer)
             if isinstance(error, KafkaError) and not isinstance(error, AuthorizationError):
                 raise self._explained(error) from error
             raise
@@ -235,3 +237,18 @@ class Replay:
                 f"took longer than kafka.transaction_timeout_ms. {stays}"
             )
         return AskUser(f"Kafka did not take the letters ({error!r}). {stays}")
+
+
+def _abort(producer: KafkaProducer) -> None:
+    """Abort the open transaction, which holds readers of the input topic back. kafka-python would wait without end
+    where no broker answers; what stays open then, the next replay or the broker's timeout ends.
+    """
+
+    def abort() -> None:
+        with suppress(KafkaError):  # fenced, or the end is already asked for: it is the broker's to decide
+            producer.abort_transaction()
+
+    aborting = threading.Thread(target=abort, name="twinlens-abort", daemon=True)
+    aborting.start()
+    aborting.join(ABORT_S)
+    close_producer(producer, timeout_s=0)
