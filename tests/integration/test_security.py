@@ -19,6 +19,7 @@ from twinlens.broker import client, topics
 from twinlens.broker.client import new_admin
 from twinlens.broker.oauth import token_provider
 from twinlens.broker.publisher import AtLeastOncePublisher, OutgoingRecord, SourceOffset, TransactionalPublisher
+from twinlens.broker.replay import Replay
 from twinlens.errors import AskUser, ReplaceReplica
 from twinlens.inference.replica import Replica
 from twinlens.monitor.actor import Monitor, now_ms
@@ -109,17 +110,22 @@ def tweets(count: int) -> list[tuple[bytes | None, bytes | None, list[tuple[str,
     return [(str(i).encode(), line, []) for i, line in enumerate(lines(count))]
 
 
+def counted(monitor: Monitor) -> int:
+    window = monitor.view(now_ms()).summary.windows[ALL]
+    return window.tally.tweets + sum(window.refused.values())
+
+
 def test_the_application_and_each_command_need_no_more_than_documented(secure: SecureKafka, settings: Settings) -> None:
     with secure.allowing(rights("produce")):
         topics.check_allowed(settings.kafka, INPUT, "Write")
-        count = produce(settings, tweets(100))
+        count = produce(settings, [*tweets(100), (None, b"not json", [])])
     with secure.allowing(rights("application")):
         monitor = Monitor(settings)
         monitor.start()
         try:
             with running_replica(settings) as replica:
                 wait_until(lambda: committed(settings, replica) == count, "every tweet is committed")
-            wait_until(lambda: monitor.view(now_ms()).summary.windows[ALL].tally.tweets == count, "all are counted")
+            wait_until(lambda: counted(monitor) == count, "all are counted")
             wait_until(lambda: monitor.view(now_ms()).lag == {0: 0, 1: 0}, "the lag is known")
             monitor.check_health()
         finally:
@@ -127,8 +133,12 @@ def test_the_application_and_each_command_need_no_more_than_documented(secure: S
     with secure.allowing(rights("audit")):
         topics.check(settings, read=(INPUT, *settings.topics.outputs))
         report = audit(settings)
-    assert report.clean
-    assert report.published == count
+        assert report.clean
+        assert (report.published, report.dead_lettered) == (count - 1, 1)
+    with secure.allowing(rights("dlq")):
+        replay = Replay(settings)
+        replay.run(lambda _: None)
+        assert replay.outcome.replayed.total() == 1
 
 
 def as_application(settings: Settings) -> None:
@@ -149,11 +159,18 @@ def as_audit(settings: Settings) -> None:
     audit(settings)
 
 
+def as_dlq(settings: Settings) -> None:
+    topics.check_allowed(settings.kafka, settings.topics.dlq, "Read")
+    topics.check_allowed(settings.kafka, settings.topics.input, "Write")
+    Replay(settings).run(lambda _: None)
+
+
 PARTS: dict[str, Callable[[Settings], None]] = {
     "application": as_application,
     "topics create": as_topics_create,
     "produce": as_produce,
     "audit": as_audit,
+    "dlq": as_dlq,
 }
 
 
@@ -331,7 +348,7 @@ def test_tweets_go_through_by_every_way_in(
             wait_until(lambda: committed(mine, replica) == before + count, "all are committed")
         report = audit(mine)
     assert report.clean
-    assert report.published == before + count
+    assert report.consumed == before + count
 
 
 WRONG: dict[str, tuple[Callable[[SecureKafka, TokenServer], dict[str, Any]], str]] = {
