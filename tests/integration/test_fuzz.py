@@ -22,6 +22,7 @@ from twinlens import records
 from twinlens.audit import audit
 from twinlens.broker import topics
 from twinlens.broker.client import new_consumer, new_producer
+from twinlens.broker.deadletters import own_headers
 from twinlens.errors import RefusalReason
 from twinlens.inference.replica import Replica
 from twinlens.settings import Settings
@@ -157,14 +158,15 @@ def results(found: list[Any], decode: Callable[[bytes], Any], sent: dict[Coordin
 
 
 def letters(found: list[Any], sent: dict[Coordinates, Sent]) -> set[Coordinates]:
-    """Coordinates on the dead-letter topic; the records are as they were sent, with headers added."""
+    """Coordinates on the dead-letter topic; the records are as they were sent, with headers of ours in place
+    of any that go by their names."""
     come: set[Coordinates] = set()
     for raw in found:
         headers = dict(raw.headers)  # ours come last
         at = (int(headers["twinlens.source.partition"]), int(headers["twinlens.source.offset"]))
         assert not of(sent[at]).accepted, f"should have been accepted: {sent[at]}"
         assert at not in come, f"twice: {sent[at]}"
-        own = readable(sent[at])
+        own = own_headers(readable(sent[at]))
         # Kafka takes no record with neither key nor value from a producer.
         value = b"" if sent[at].key is None and sent[at].value is None else sent[at].value
         assert (raw.partition, raw.key, raw.value, raw.headers[: len(own)]) == (at[0], sent[at].key, value, own)

@@ -105,7 +105,7 @@ def test_long_texts_are_tokenized_in_several_calls(model_folder: ModelFolder, mo
     texts = ["a", "", LONG, LONG, "b", "c " * 50, "d", ""]
     whole, parts = items_of(texts), items_of(texts)
     tokenizer.tokenize(whole)
-    monkeypatch.setattr(raw, "MAX_CHARS", 110)
+    monkeypatch.setattr(raw, "MAX_CHARS", 101)
     assert raw._calls(parts) == [[0, 1], [2], [3], [4, 5], [6, 7]]
     tokenizer.tokenize(parts)
     assert [(item.inputs, item.cut_tokens) for item in parts] == [(item.inputs, item.cut_tokens) for item in whole]
