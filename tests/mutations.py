@@ -27,7 +27,7 @@ CONSTANTS = ("null", "true", "NaN", "Infinity", "-Infinity", "undefined")
 ODD_VALUES = (*ODD_NUMBERS, *ODD_STRINGS, *NESTED, *TOO_DEEP, *CONSTANTS)
 ODD_NAMES = ('""', '"\\u0074ext"', '"Text"', '"\\ud800"', '"text\\u0000"', '"[SEP]"', "text", "null")
 FRAMES = ("{}", "{}", "{}", "{}", " {}\n", "\ufeff{}", "[{}]", "{} {}", "{},", "\x0b{}", "/* a */ {}")
-OWN_HEADERS = ("reason", "detail", "source.partition", "source.offset", "application", "cut_from_bytes", "else")
+OUR_HEADERS = ("reason", "source.partition", "source.offset", "application", "cut_from_bytes", "replayed_from", "else")
 
 
 def noise(random: Random) -> bytes:
@@ -111,7 +111,7 @@ class Sent(NamedTuple):
 
     key: bytes | None
     value: bytes | None
-    headers: list[tuple[str, bytes]]
+    headers: list[tuple[str, bytes | None]]
 
 
 def make(kind: str, seed: int) -> Sent:
@@ -124,11 +124,11 @@ def key(random: Random) -> bytes | None:
     return random.choices(keys, weights=(6, 2, 2, 4, 4, 1))[0]
 
 
-def headers(random: Random) -> list[tuple[str, bytes]]:
-    names = ("h", "", "traceparent", "näme \U0001f600", "\x00", "a" * 300, *(f"twinlens.{n}" for n in OWN_HEADERS))
-    values = (b"", b"0", b"\xff\x00", b"not_json", random.randbytes(random.choice((8, 5_000))))
+def headers(random: Random) -> list[tuple[str, bytes | None]]:
+    names = ("h", "", "traceparent", "näme \U0001f600", "\x00", "a" * 300, *(f"twinlens.{n}" for n in OUR_HEADERS))
+    values = (None, b"", b"0", b"\xff\x00", b"not_json", random.randbytes(random.choice((8, 5_000))))
     count = random.choices((0, 1, 3, 8, 400), weights=(80, 60, 40, 20, 2))[0]
-    return [(random.choice(names), random.choices(values, weights=(2, 4, 4, 2, 1))[0]) for _ in range(count)]
+    return [(random.choice(names), random.choices(values, weights=(2, 2, 4, 4, 2, 1))[0]) for _ in range(count)]
 
 
 class Expected(NamedTuple):

@@ -18,10 +18,11 @@ import pytest
 from tests.conftest import ModelFolder
 from tests.models import demo_tweets
 from twinlens import records
-from twinlens.audit import committed_offsets, read_topics
+from twinlens.audit import committed_offsets
 from twinlens.broker import topics
 from twinlens.broker.embedded import embedded_broker
 from twinlens.broker.feed import feed, new_feed_producer
+from twinlens.broker.reading import read_topics
 from twinlens.cli.demo import TWEETS
 from twinlens.settings import Settings
 
@@ -98,14 +99,15 @@ def measure(name: str, address: str, model: Path, lines: Iterable[bytes], sectio
         start = time.monotonic()
         process.stdin.write("start\n")
         process.stdin.flush()
-        early, done = 0, 0
+        done, after = 0, {}
         while done < count:
             assert process.poll() is None, "the replica died"
             assert time.monotonic() - start < DEADLINE_S, f"{done} of {count} in {DEADLINE_S} s"
             time.sleep(0.2)
             done = sum(committed_offsets(settings).values())
-            if not early and done >= count / 10:
-                early = status(process.pid)["VmRSS"]
+            for percent in (10, 50):
+                if done >= count * percent / 100:
+                    after.setdefault(percent, status(process.pid)["VmRSS"])
         seconds = time.monotonic() - start
         found = status(process.pid)
     windows = [records.decode_comparison(raw.value) for _, raw in read_topics(settings, [settings.topics.comparisons])]
@@ -114,7 +116,8 @@ def measure(name: str, address: str, model: Path, lines: Iterable[bytes], sectio
         sizes[window.window] = sizes.get(window.window, 0) + window.tally.tweets + sum(window.refused.values())
     assert sum(sizes.values()) == count
     largest = max(sizes.values())
-    return f"| {name} | {at_start} | {early} | {found['VmHWM']} | {found['VmRSS']} | {seconds:.0f} | {largest} |"
+    mebibytes = [at_start, after[10], after[50], found["VmHWM"], found["VmRSS"]]
+    return f"| {name} | {' | '.join(map(str, mebibytes))} | {seconds:.0f} | {largest} |"
 
 
 @pytest.mark.benchmark
@@ -122,8 +125,8 @@ def measure(name: str, address: str, model: Path, lines: Iterable[bytes], sectio
 def test_memory(address: str, model_folder: ModelFolder) -> None:
     model = model_folder("bert", "three")
     print("\nMiB of resident memory of a replica with a tiny model")
-    print("| backlog | model loaded | after 10 % | peak | end | seconds | largest window |")
-    print("|---|---|---|---|---|---|---|")
+    print("| backlog | model loaded | after 10 % | after 50 % | peak | end | seconds | largest window |")
+    print("|---|---|---|---|---|---|---|---|")
     print(measure("ordinary", address, model, ordinary(), {}), flush=True)
     unlimited = {"max_consecutive_refusals": None, "max_refused_share": None}
     print(measure("large-refused", address, model, large(), {"intake": unlimited}), flush=True)

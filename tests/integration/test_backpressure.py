@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 
 from tests.conftest import ModelFolder
-from tests.integration.helpers import committed, lines, produce, published, run_through, running_replica, wait_until
+from tests.integration.helpers import (
+    DEADLINE_S,
+    committed,
+    lines,
+    produce,
+    published,
+    run_through,
+    running_replica,
+    wait_until,
+)
 from twinlens import records
 from twinlens.audit import audit
 from twinlens.broker import topics
@@ -50,19 +59,30 @@ def windows(found: dict[str, list[Any]]) -> list[int]:
 
 
 def test_large_records_come_in_small_polls_and_small_windows(
-    new_settings: NewSettings, model_folder: ModelFolder, held: list[tuple[int, int]]
+    new_settings: NewSettings, model_folder: ModelFolder, held: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit = 1_600_000
+    limit, count = 1_600_000, 60
     settings = new_settings(partitions=1, raw={"model": str(model_folder())}, intake={"max_buffered_bytes": limit})
     producer = new_producer(settings.kafka, compression_type="lz4", linger_ms=100, batch_size=2**20)
-    for line in large(60):
+    for line in large(count):
         producer.send(settings.topics.input, line)
     producer.close(timeout=10)
-    found = run_through(settings, 60)
-    assert len(found["logits"]) == len(found["predictions"]) == 60
+    observe, paused = RawPath.observe, threading.Event()
+
+    def behind(self: RawPath, items: Any, batches: Any) -> Any:
+        assert paused.wait(DEADLINE_S)
+        return observe(self, items, batches)
+
+    monkeypatch.setattr(RawPath, "observe", behind)
+    with running_replica(settings) as replica:
+        wait_until(lambda: bool(replica._intake._consumer.paused()), "the intake is full")
+        paused.set()
+        wait_until(lambda: committed(settings, replica) == count, "all of them")
+    found = published(settings, "logits", "predictions", "comparisons")
+    assert len(found["logits"]) == len(found["predictions"]) == count
     polled, in_hand = (max(column) for column in zip(*held, strict=True))
     assert polled <= limit / 8
-    assert limit / 2 < in_hand <= limit + polled
+    assert limit <= in_hand < limit + polled
     assert max(windows(found)) == limit / 4 // (LARGE_CHARS + 2_000)
 
 
@@ -104,7 +124,7 @@ def test_a_model_slower_than_the_poll_interval_keeps_its_partitions(
         }
     )
     topics.create(settings, 2, 1)
-    count = produce(settings, [(str(number).encode(), line, []) for number, line in enumerate(lines(150))])
+    count = produce(settings, [(str(number).encode(), line, []) for number, line in enumerate(lines(100))])
     observe, given_up = RawPath.observe, []
 
     def slowly(self: RawPath, items: Any, batches: Any) -> Any:

@@ -105,6 +105,14 @@ def test_a_letter_that_is_refused_again_has_one_set_of_headers() -> None:
     assert found.headers == [("h", b"v")]
 
 
+@pytest.mark.parametrize("name", ["replayed_from", "else"])
+def test_a_letter_stays_one_whatever_bytes_somebody_has_put_into_such_headers(name: str) -> None:
+    assert letter_of(record(own=[(f"twinlens.{name}", b"\xff\x00")])) is not None
+    foreign = record()
+    foreign.headers.insert(0, (f"twinlens.{name}", b"\xff\x00"))
+    assert letter_of(foreign) is not None
+
+
 def test_the_overview_counts_all_and_keeps_the_newest() -> None:
     reasons = [RefusalReason.NOT_JSON, RefusalReason.NOT_UTF8]
     letters = [letter(offset=n, partition=n % 2, now_ms=1_000 - n // 3, reason=reasons[n % 2]) for n in range(10)]

@@ -15,7 +15,7 @@ from twinlens.inference.decoder import Decoder
 from twinlens.settings import Settings
 from twinlens.window import Item
 
-COUNT = 50
+COUNT = 10
 
 
 class Tokenizer:

@@ -57,12 +57,12 @@ def own_headers(headers: Headers) -> Headers:
 
 def letter_of(record: Any) -> DeadLetter | None:
     """A ConsumerRecord as a letter; None where its headers are not those of one. Of a header that is there twice, the
-    last one counts: it is the one that twinlens added.
+    last one counts: it is the one that twinlens added. What somebody else has put there may be any bytes.
     """
     headers = [(name, value or b"") for name, value in record.headers]  # a null value is possible
     added = {name: value for name, value in headers if name.startswith(PREFIX)}
     try:
-        said = {name.removeprefix(PREFIX): value.decode() for name, value in added.items()}
+        said = {name.removeprefix(PREFIX): value.decode(errors="replace") for name, value in added.items()}
         return DeadLetter(
             topic=record.topic,
             partition=record.partition,

@@ -27,7 +27,7 @@ from twinlens.window import Item
 
 NON_FINITE = PathError(type="NonFiniteLogits", message="the model gave NaN or infinity")
 #: Characters per call of the tokenizer. It keeps all that it cuts off until the call's result is gone, with offsets
-#: and the tokens' texts: some 70 bytes per character.
+#: and the tokens' texts: some 70 bytes per character, and the like again while the tokens are counted.
 MAX_CHARS = 200_000
 
 
