@@ -9,7 +9,7 @@ from typing import Any
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, RecordListTooLargeError
 
-from twinlens.broker.client import close_producer, new_consumer, new_producer
+from twinlens.broker.client import close_producer, naming_denials, new_consumer, new_producer
 from twinlens.errors import AskUser
 from twinlens.settings import Settings
 from twinlens.window import Headers
@@ -62,6 +62,10 @@ class SnapshotWriter:
 
         Raises KafkaError, where it may have been written all the same, or AskUser, also where it is too large.
         """
+        with naming_denials(self._settings.kafka, "Write"):
+            self._write(value, headers)
+
+    def _write(self, value: bytes, headers: Headers) -> None:
         topic, key = self._settings.topics.snapshots, _key(self._settings)
         try:
             if self._producer is None:
