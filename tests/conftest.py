@@ -25,6 +25,11 @@ settings.load_profile("twinlens")
 ModelFolder = Callable[..., Path]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The chaos suite first: it starts and ends a Ray of its own, and a process has one, which other tests keep."""
+    items.sort(key=lambda item: item.get_closest_marker("chaos") is None)
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
     """`model_folder(family, head)`: folder of a tiny model, built on first use; see `tests.models.build_model`."""

@@ -13,6 +13,9 @@ background thread ends that thread and thereby the replica (see `twinlens.thread
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TypeVar
+
+E = TypeVar("E", bound=BaseException)
 
 
 class TwinlensError(Exception):
@@ -55,3 +58,9 @@ class RedoWindow(TwinlensError):
 
 class ReplaceReplica(TwinlensError):
     """A thread died, or a call to Kafka did not come back before its deadline."""
+
+
+def without_frames(error: E) -> E:
+    """For an error that is kept: its traceback and context would keep alive what the frames held, such as texts."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error

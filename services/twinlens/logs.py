@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import structlog
@@ -15,6 +16,8 @@ def configure_logging() -> None:
     would lose ours. Hence the original stream, which Ray writes to the worker's file; and no `print`, since Serve's own
     makes tuples of what goes to other streams.
     """
+    # At DEBUG it logs its whole configuration, passwords included.
+    logging.getLogger("kafka.admin.client").setLevel(logging.INFO)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

@@ -81,7 +81,7 @@ class Window:
 class Abandoned(NamedTuple):
     """What became of a partition of a window that will not be committed."""
 
-    first_offset: int  #: of the window
+    first_offset: int | None  #: of the window; None: not known
     epoch: int  #: the new one, under which it is to be read again
 
 

@@ -1,7 +1,7 @@
 """A replica in a process of its own, so that its memory can be read from outside.
 
 Run as a program with settings as JSON: prints a line when the model is loaded, starts at the first line of standard
-input, and stops at its end. The last line of its output is the size of every window it committed, as JSON.
+input, and stops at its end.
 """
 
 from __future__ import annotations

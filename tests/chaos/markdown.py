@@ -30,11 +30,12 @@ def markdown(report: Report) -> str:
     ]
     lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in counts), ""]
     lines += [
-        "Seconds from a fault to the first new commit on every partition. Every other fault strikes before the one "
-        "before it was recovered from.",
+        "Recovery: seconds from a fault to the first new commit on every partition. Standstill: the longest that a "
+        "partition went without a new commit, among those that began before the next fault. Every other fault strikes "
+        "before the one before it was recovered from.",
         "",
-        "| fault | count | median | p90 | max | not within the run |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| fault | count | recovery: median | p90 | max | standstill: median | p90 | max |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for kind in sorted({strike.kind for strike in report.strikes}):
         lines.append(_row(kind, [strike for strike in report.strikes if strike.kind == kind]))
@@ -51,10 +52,16 @@ def machine() -> str:
 
 
 def _row(kind: str, strikes: Sequence[Strike]) -> str:
-    times = sorted(strike.recovery_s for strike in strikes if strike.recovery_s is not None)
-    cells = ["", "", ""]
-    if times:
-        p90 = times[min(len(times) - 1, int(0.9 * len(times)))]
-        cells = [f"{value:.1f}" for value in (statistics.median(times), p90, times[-1])]
-    never = len(strikes) - len(times)
-    return f"| {kind.replace('_', ' ')} | {len(strikes)} | {' | '.join(cells)} | {never} |"
+    recoveries = [strike.recovery_s for strike in strikes if strike.recovery_s is not None]
+    standstills = [strike.standstill_s for strike in strikes]
+    cells = [*_quantiles(recoveries), *_quantiles(standstills)]
+    return f"| {kind.replace('_', ' ')} | {len(strikes)} | {' | '.join(cells)} |"
+
+
+def _quantiles(seconds: Sequence[float]) -> list[str]:
+    """Median, p90 and maximum."""
+    if not seconds:
+        return ["never"] * 3
+    ordered = sorted(seconds)
+    p90 = ordered[min(len(ordered) - 1, int(0.9 * len(ordered)))]
+    return [f"{value:.1f}" for value in (statistics.median(ordered), p90, ordered[-1])]

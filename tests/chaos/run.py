@@ -4,6 +4,7 @@ counted.
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,7 @@ class Strike:
     until_s: float = 0.0
     first_commit_s: float | None = None
     recovery_s: float | None = None  #: to the first new commit on every partition
+    standstill_s: float = 0.0  #: the longest of a partition that began before the next fault
 
 
 @dataclass
@@ -63,7 +65,8 @@ class Report:
         lines = [f"seed {self.seed}: {self.tweets:,} tweets, {self.poison:,} poison, {len(self.strikes)} faults"]
         lines += [
             f"{s.at_s:7.1f} s  {s.kind:24} {s.detail:48} lag {s.lag:6,}  committed {s.committed:8,}  "
-            f"until {s.until_s:6.1f}  first commit {_s(s.first_commit_s)}  recovered {_s(s.recovery_s)}"
+            f"until {s.until_s:6.1f}  first commit {_s(s.first_commit_s)}  recovered {_s(s.recovery_s)}  "
+            f"standstill {_s(s.standstill_s)}"
             for s in self.strikes
         ]
         if self.audit is not None:
@@ -99,6 +102,9 @@ def experiment(system: System, seed: int, tweets: int, faults: int, kinds: Seque
         progress.finish()
     for strike in report.strikes:
         strike.first_commit_s, strike.recovery_s = progress.recovery_s(strike.at_s)
+    for strike, following in itertools.zip_longest(report.strikes, report.strikes[1:]):
+        until_s = report.streamed_s if following is None else following.at_s
+        strike.standstill_s = progress.standstill_s(strike.at_s, until_s)
     _judge(system, stream, report)
     return report
 

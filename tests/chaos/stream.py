@@ -8,7 +8,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from kafka import TopicPartition
 from kafka.errors import KafkaError
@@ -124,6 +124,10 @@ class Progress:
 
         return until(any), until(all)
 
+    def standstill_s(self, since_s: float, until_s: float) -> float:
+        """See `standstill_s`."""
+        return standstill_s(self._times, self._samples, since_s, until_s)
+
     def finish(self) -> None:
         self._ending.set()
         assert self._thread.join(60), "the sampling does not end"
@@ -145,6 +149,21 @@ class Progress:
                 self._times.append(at_s)
         finally:
             admin.close()
+
+
+def standstill_s(times: Sequence[float], samples: Sequence[Mapping[int, int]], since_s: float, until_s: float) -> float:
+    """The longest time that any partition went without a new commit, among those that began before `until_s` and ended
+    after `since_s`; only what comes after `since_s` counts.
+    """
+    longest, last, before = 0.0, dict[int, float](), dict[int, int]()
+    for at_s, sample in zip(times, samples, strict=False):
+        for partition, offset in sample.items():
+            if offset != before.get(partition):
+                began = max(last.get(partition, at_s), since_s)
+                if began < until_s and at_s > since_s:
+                    longest = max(longest, at_s - began)
+                before[partition], last[partition] = offset, at_s
+    return longest
 
 
 def _of(partition: TopicPartition, topic: str) -> bool:

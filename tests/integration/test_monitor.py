@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -215,7 +216,7 @@ def test_a_right_that_is_missing_fails_the_health_check(
 
         monkeypatch.setattr(KafkaConsumer, "poll", denied)
         wait_until(lambda: is_unwell(monitor), "the health check fails")
-        with pytest.raises(ReplaceReplica, match=r"monitor thread died.*TopicAuthorizationFailed"):
+        with pytest.raises(ReplaceReplica, match=r"monitor thread died: Kafka denies .* Read on the topic comparisons"):
             monitor.check_health()
 
 
@@ -227,16 +228,28 @@ def is_unwell(monitor: Monitor) -> bool:
     return False
 
 
-def test_a_record_that_breaks_the_fold_is_in_no_snapshot(new_settings: NewSettings) -> None:
-    settings = new_settings(monitor=OFTEN)
-    good, bad = windows(settings, 0, 1), windows(settings, 1, 1)
-    with running(settings) as monitor:
-        publish(settings, good)
-        seen(monitor, len(good))
-        wait_until(lambda: monitor.view(LATER).snapshot.written_records == len(good), "a snapshot")
-        publish(settings, [msgspec.structs.replace(each, tally=Tally(tweets=1, label=2)) for each in bad])
-        wait_until(lambda: is_unwell(monitor), "the health check fails")
-    assert unpack(read_last(settings) or b"").state.records == len(good)
+def test_a_record_that_breaks_the_fold_is_in_no_snapshot() -> None:
+    """Its partition comes after one whose position has moved: without a poll of one's own that is a matter of luck."""
+    settings = Settings.load({})
+    good, bad = windows(settings, 0, 1)
+    bad = msgspec.structs.replace(bad, tally=Tally(tweets=1, label=2))
+    monitor = Monitor(settings)
+
+    def read(*records: ComparisonRecord) -> None:
+        polled = {
+            TopicPartition(settings.topics.comparisons, each.source_partition): [
+                SimpleNamespace(offset=0, value=encode_record(each))
+            ]
+            for each in records
+        }
+        monitor._read(SimpleNamespace(poll=lambda _: polled), {})
+
+    with pytest.raises(ValueError, match="cannot be"):
+        read(good, bad)
+    assert monitor._look() is None
+    monitor = Monitor(settings)
+    read(good)
+    assert monitor._look() is not None
 
 
 def test_a_broker_that_does_not_take_snapshots_is_tried_again(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -11,12 +12,13 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.conftest import ModelFolder
-from tests.integration.helpers import committed, lines, produce, running_replica, wait_until
+from tests.integration.helpers import lines, produce, running_replica, wait_until
 from tests.secure_kafka import KEY_PASSWORD, PASSWORD, USER, SecureKafka, acl, unsigned_token
 from tests.token_server import TokenServer
 from twinlens.audit import audit
 from twinlens.broker import client, topics
 from twinlens.broker.client import new_admin
+from twinlens.broker.lag import LagProbe
 from twinlens.broker.oauth import token_provider
 from twinlens.broker.publisher import AtLeastOncePublisher, OutgoingRecord, SourceOffset, TransactionalPublisher
 from twinlens.broker.replay import Replay
@@ -26,7 +28,7 @@ from twinlens.monitor.actor import Monitor, now_ms
 from twinlens.monitor.summary import ALL
 from twinlens.settings import Settings
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "security.md"
 GROUP, INPUT = "secured", "posts"
@@ -123,9 +125,9 @@ def test_the_application_and_each_command_need_no_more_than_documented(secure: S
         monitor = Monitor(settings)
         monitor.start()
         try:
-            with running_replica(settings) as replica:
-                wait_until(lambda: committed(settings, replica) >= count, "every tweet is committed")
-            wait_until(lambda: counted(monitor) == count, "all are counted")
+            with running_replica(settings):
+                wait_until(lambda: behind(settings) == 0, "every tweet is committed")
+            wait_until(lambda: counted(monitor) >= count, "all are counted")
             wait_until(lambda: monitor.view(now_ms()).lag == {0: 0, 1: 0}, "the lag is known")
             monitor.check_health()
         finally:
@@ -133,8 +135,8 @@ def test_the_application_and_each_command_need_no_more_than_documented(secure: S
     with secure.allowing(rights("audit")):
         topics.check(settings, read=(INPUT, *settings.topics.outputs))
         report = audit(settings)
-        assert report.clean
-        assert (report.published, report.dead_lettered) == (count - 1, 1)
+    assert report.clean
+    assert (report.published >= count - 1, report.dead_lettered) == (True, 1)
     with secure.allowing(rights("dlq")):
         replay = Replay(settings)
         replay.run(lambda _: None)
@@ -199,17 +201,16 @@ def test_all_topics_that_are_denied_are_named_at_once(secure: SecureKafka, setti
 
 
 @pytest.mark.parametrize(
-    ("threads", "resource", "name"),
-    [("intake", "topic", INPUT), ("intake|publish", "group", GROUP), ("publish", "topic", f"{INPUT}.logits")],
+    ("thread", "resource", "name"),
+    [("intake", "topic", INPUT), ("intake", "group", GROUP), ("publish", "topic", f"{INPUT}.logits")],
 )
 def test_a_right_taken_away_is_the_reason_of_the_failed_health_check(
-    threads: str, resource: str, name: str, secure: SecureKafka, settings: Settings
+    thread: str, resource: str, name: str, secure: SecureKafka, settings: Settings
 ) -> None:
     taken = next(each for each in RIGHTS if each[:3] == ("application", resource, name))
     with secure.allowing(rights("application", "produce")), running_replica(settings) as replica:
-        before = committed(settings, replica)
-        count = produce(settings, tweets(10))
-        wait_until(lambda: committed(settings, replica) >= before + count, "the replica works")
+        produce(settings, tweets(10))
+        wait_until(lambda: behind(settings) == 0, "the replica works")
         with secure.allowing(rights("application", "produce", without=(taken,))):
             produce(settings, tweets(10))
             said: list[str] = []
@@ -222,10 +223,18 @@ def test_a_right_taken_away_is_the_reason_of_the_failed_health_check(
                 return bool(said)
 
             wait_until(failed, "the health check fails")
-        denial = f"Kafka denies User:{USER} {taken.operation} on the {resource} {name}; grant it"
-        assert re.match(f"the ({threads}) thread died: {denial}", said[0])
-    with secure.allowing(rights("application")), running_replica(settings) as successor:
-        wait_until(lambda: committed(settings, successor) >= before + 2 * count, "the next replica goes on")
+        # Of a group's rights both threads hear; who comes first is a matter of luck.
+        died = rf"the ({thread}{'|publish' if resource == 'group' else ''}) thread died"
+        assert re.match(rf"{died}: Kafka denies User:{USER} {taken.operation} on the {resource}", said[0])
+        assert name in said[0]
+    with secure.allowing(rights("application")), running_replica(settings):
+        wait_until(lambda: behind(settings) == 0, "the next replica goes on")
+
+
+def behind(settings: Settings) -> int:
+    """Records of the input that are not committed yet."""
+    with contextlib.closing(LagProbe(settings)) as probe:
+        return sum(probe.lag().values())
 
 
 @pytest.mark.parametrize("resource", ["topic", "group", "transactional id"])
@@ -340,13 +349,12 @@ def test_tweets_go_through_by_every_way_in(
 ) -> None:
     mine = new_settings(WAYS[way](secure, token_server))
     with secure.allowing(rights("application", "produce", "audit")):
-        before = committed(mine)
         count = produce(mine, tweets(10))
-        with running_replica(mine) as replica:
-            wait_until(lambda: committed(mine, replica) >= before + count, "all are committed")
+        with running_replica(mine):
+            wait_until(lambda: behind(mine) == 0, "all are committed")
         report = audit(mine)
     assert report.clean
-    assert report.consumed >= count
+    assert report.published >= count
 
 
 WRONG: dict[str, tuple[Callable[[SecureKafka, TokenServer], dict[str, Any]], str]] = {

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from tests.conftest import ModelFolder
 from tests.observed import items_of
+from twinlens.inference import raw
 from twinlens.inference.model import load_model
 from twinlens.inference.predict import PredictPath
 from twinlens.inference.raw import RawPath, RawTokenizer
@@ -96,3 +97,24 @@ def test_no_two_users_share_a_tokenizer(model_folder: ModelFolder) -> None:
     assert len({id(tokenizer) for tokenizer in tokenizers}) == 3
     assert len({id(tokenizer.backend_tokenizer) for tokenizer in tokenizers}) == 3
     assert path._pipeline.model is RawPath(model, RawSettings())._model  # the weights they share
+
+
+def test_long_texts_are_tokenized_in_several_calls(model_folder: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the tokenizer cuts off stays in memory until its call is over."""
+    tokenizer = RawTokenizer(load_model(str(model_folder()), None, "float32", "cpu"), RawSettings())
+    texts = ["a", "", LONG, LONG, "b", "c " * 50, "d", ""]
+    whole, parts = items_of(texts), items_of(texts)
+    tokenizer.tokenize(whole)
+    monkeypatch.setattr(raw, "MAX_CHARS", 101)
+    assert raw._calls(parts) == [[0, 1], [2], [3], [4, 5], [6, 7]]
+    tokenizer.tokenize(parts)
+    assert [(item.inputs, item.cut_tokens) for item in parts] == [(item.inputs, item.cut_tokens) for item in whole]
+    assert whole[2].cut_tokens > 0
+
+
+def test_the_pipeline_does_not_hold_what_was_cut_off(model_folder: ModelFolder) -> None:
+    path = PredictPath(load_model(str(model_folder()), None, "float32", "cpu"), PredictSettings())
+    encoded = path._pipeline.preprocess(LONG, truncation=True, max_length=8)
+    assert encoded.encodings is None
+    assert path._pipeline.seen[0]["truncated"]
+    assert encoded["input_ids"].shape == (1, 8)

@@ -47,7 +47,6 @@ def connection(kafka: KafkaSettings) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "bootstrap_servers": [server.strip() for server in kafka.bootstrap_servers.split(",")],
         "bootstrap_timeout_ms": BOOTSTRAP_TIMEOUT_MS,
-        "kafka_client": Client,
         "request_timeout_ms": kafka.request_timeout_ms,
         "security_protocol": kafka.security_protocol,
         # The default of 30 s would make a client sit out most of a minute after a broker came back.
@@ -74,9 +73,9 @@ def connection(kafka: KafkaSettings) -> dict[str, Any]:
 
 def new_consumer(kafka: KafkaSettings, **arguments: Any) -> KafkaConsumer:
     """A consumer that never commits by itself and creates no topic. Not thread-safe."""
-    with asking_user(kafka):
+    with _connecting(kafka) as arguments_of_all:
         return KafkaConsumer(
-            **connection(kafka),
+            **arguments_of_all,
             enable_auto_commit=False,
             allow_auto_create_topics=False,
             metrics_enabled=False,
@@ -86,9 +85,9 @@ def new_consumer(kafka: KafkaSettings, **arguments: Any) -> KafkaConsumer:
 
 def new_producer(kafka: KafkaSettings, **arguments: Any) -> KafkaProducer:
     """An idempotent producer (transactional with `transactional_id`) that creates no topic."""
-    with asking_user(kafka):
+    with _connecting(kafka) as arguments_of_all:
         producer = KafkaProducer(
-            **connection(kafka),
+            **arguments_of_all,
             allow_auto_create_topics=False,
             metrics_enabled=False,
             max_request_size=kafka.max_request_bytes,
@@ -126,8 +125,29 @@ def close_producer(producer: KafkaProducer, timeout_s: float) -> None:
 
 def new_admin(kafka: KafkaSettings) -> KafkaAdminClient:
     """An admin client."""
-    with asking_user(kafka):
-        return KafkaAdminClient(**connection(kafka))
+    with _connecting(kafka) as arguments_of_all:
+        return KafkaAdminClient(**arguments_of_all)
+
+
+@contextmanager
+def _connecting(kafka: KafkaSettings) -> Iterator[dict[str, Any]]:
+    """`connection(kafka)`. What kafka-python has started of a client that cannot be made, it leaves running: a thread
+    and its sockets, which whoever tries again for hours would pile up.
+    """
+    started: list[Client] = []
+
+    def start(**configs: Any) -> Client:
+        started.append(Client(**configs))
+        return started[-1]
+
+    try:
+        with asking_user(kafka):
+            yield {**connection(kafka), "kafka_client": start}
+    except BaseException:
+        for client in started:
+            client.close()
+            client._net.stop(timeout_ms=1_000)
+        raise
 
 
 @contextmanager

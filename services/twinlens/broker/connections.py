@@ -6,10 +6,17 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
-from kafka.errors import KafkaTimeoutError, SaslAuthenticationFailedError, UnsupportedSaslMechanismError
+from kafka.errors import (
+    KafkaConnectionError,
+    KafkaTimeoutError,
+    SaslAuthenticationFailedError,
+    UnsupportedSaslMechanismError,
+)
 from kafka.net.compat import KafkaNetClient
+from kafka.net.inet import create_connection
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.selector import NetworkSelector
+from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
 from twinlens.errors import AskUser
 from twinlens.kafka_settings import KafkaSettings
@@ -22,7 +29,8 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]
     """kafka-python's connections. A client that cannot get its first one raises the reason, and leaves nothing open.
 
     kafka-python 3.0 tries again until its time is up, whatever a broker says, and then tells that time is up. What it
-    reads together with the end of a connection it drops, and that is how a broker refuses credentials.
+    reads together with the end of a connection it drops, and that is how a broker refuses credentials. A socket whose
+    handshake fails it leaves open.
     """
 
     def __init__(self, net: Any, **configs: Any) -> None:
@@ -50,8 +58,24 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]
             self._net.close()
             raise
 
-    async def _build_transport(self, *arguments: Any, **options: Any) -> Any:
-        transport = await super()._build_transport(*arguments, **options)
+    async def _build_transport(self, node: Any, timeout_at: float | None = None) -> Any:
+        options, proxy = self.config["socket_options"], self.config["proxy_url"]
+        sock = await create_connection(self._net, node.host, node.port, options, proxy_url=proxy, timeout_at=timeout_at)
+        tls = {name: value for name, value in self.config.items() if name.startswith("ssl_")}
+        try:
+            transport = (
+                KafkaSSLTransport(self._net, sock, host=node.host, **tls)
+                if self.ssl_enabled
+                else KafkaTCPTransport(self._net, sock, host=node.host)
+            )
+        except (OSError, ValueError):
+            sock.close()
+            raise
+        try:
+            await transport.handshake()
+        except Exception as error:
+            transport.abort(error)
+            raise KafkaConnectionError(f"Handshake failed: {error}") from error
         transport._sock_recv = _data_before_the_end(transport._sock_recv)
         return transport
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import structlog
@@ -19,7 +20,7 @@ from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssi
 from kafka.errors import AuthorizationError, KafkaError
 from kafka.structs import OffsetAndMetadata
 
-from twinlens.broker.client import naming_denials, new_consumer
+from twinlens.broker.client import TRANSIENT, naming_denials, new_consumer
 from twinlens.broker.lag import AssignedLag, LagMeter
 from twinlens.broker.publisher import SourceOffset
 from twinlens.settings import Settings
@@ -97,7 +98,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
             with naming_denials(self._kafka, "Read", group=self._group_id):
                 while not self._stopping.is_set():
                     self._pause_or_resume()
-                    self._hand_over(self._consumer.poll(POLL_MS, self._poll_records))
+                    self._hand_over(self._poll())
                     self._run_errands()
                 self._run_errands()  # what was published while the last poll ran
         finally:
@@ -133,6 +134,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
     # The three methods below are called by kafka-python within poll().
 
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        self._forget_answers()
         partitions = [_key(partition) for partition in assigned]
         for partition in partitions:
             self._epochs[partition] = self._backlog.epoch(partition)
@@ -156,6 +158,18 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
             self._epochs.pop(partition, None)
         log.warning("partitions lost", partitions=sorted(p for _, p in partitions))
 
+    def _poll(self) -> dict[TopicPartition, list[Any]]:
+        """What passes by itself must not end the replica; what such a poll has taken with it is read again."""
+        try:
+            return dict(self._consumer.poll(POLL_MS, self._poll_records))
+        except TRANSIENT as error:
+            log.warning("poll failed, reading again from the committed offsets", error=repr(error))
+            self._backlog.invalidate(self._epochs)
+            for key in self._epochs:
+                self._later.append(partial(self._seek_back, key, Abandoned(None, self._backlog.epoch(key))))
+            self._stopping.wait(POLL_MS / 1000)
+            return {}
+
     def _hand_over(self, polled: dict[TopicPartition, list[Any]]) -> None:
         # As of the poll: what is asked of the consumer below may change the assignment, and the positions with it.
         epochs = dict(self._epochs)
@@ -163,26 +177,41 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         for partition, records in polled.items():
             key = _key(partition)
             if (epoch := epochs.get(key)) is not None:
-                if key not in self._resumed:
-                    self._begin(partition)
+                if key not in self._resumed and not self._begin(partition):
+                    if self._epochs.get(key) == epoch:
+                        self._consumer.seek(partition, records[0].offset)  # once more with the next poll
+                    continue
                 items = self._decode(records)
                 self._backlog.fill(key, epoch, items)
                 sizes.extend(item.size_bytes for item in items)
         if largest_bytes := max(sizes):
             self._poll_records = min(max(1, self._poll_bytes // largest_bytes), MAX_POLL_RECORDS)
 
-    def _begin(self, partition: TopicPartition) -> None:
-        """Now that its first records are here, the committed offset is stable: no transaction is pending on it."""
+    def _begin(self, partition: TopicPartition) -> bool:
+        """Take over what is known of a partition; whether that could be read. Now that its first records are here, the
+        committed offset is stable: no transaction is pending on it.
+        """
         try:
-            committed = self._consumer.committed(partition, metadata=True, timeout_ms=5_000)
+            committed = self._committed(partition)
         except AuthorizationError:
             raise
         except KafkaError as error:
             log.warning("committed metadata not known yet", partition=partition.partition, error=repr(error))
-            return  # once more with the next records
+            return False
         # A broker may say null for "no metadata"; the embedded one keeps none of those sent in a transaction.
         self._resume(_key(partition), "" if committed is None else committed.metadata or "")
         self._resumed.add(_key(partition))
+        return True
+
+    def _committed(self, partition: TopicPartition) -> OffsetAndMetadata | None:
+        self._forget_answers()
+        return self._consumer.committed(partition, metadata=True, timeout_ms=5_000)
+
+    def _forget_answers(self) -> None:
+        """kafka-python 3.0.12 keeps the answer to a question for committed offsets whose asker gave up, and hands it to
+        the next who asks for the same partitions, however old it is by then: tweets would be published twice.
+        """
+        self._consumer._coordinator._offset_fetch_futures.clear()
 
     def _pause_or_resume(self) -> None:
         paused = self._consumer.paused()
@@ -212,7 +241,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         if partition not in self._consumer.assignment() or self._backlog.epoch(key) != abandoned.epoch:
             return  # given up since then: whoever is assigned it reads from the committed offset
         try:
-            committed = self._consumer.committed(partition, timeout_ms=5_000)
+            committed = self._committed(partition)
         except AuthorizationError:
             raise
         except KafkaError as error:
@@ -223,8 +252,12 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
             return
         if self._backlog.epoch(key) != abandoned.epoch:
             return
-        offset = abandoned.first_offset if committed is None else committed
-        self._consumer.seek(partition, offset)
+        offset = abandoned.first_offset if committed is None else committed.offset
+        if offset is None:
+            self._consumer.seek_to_beginning(partition)
+        else:
+            self._consumer.seek(partition, offset)
+        self._resumed.discard(key)  # what was committed may be the window that was thought to have failed
         self._epochs[key] = abandoned.epoch
         log.info("reading again", partition=partition.partition, offset=offset)
 

@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
+from typing import TypeVar
 
 import structlog
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, KafkaProducer
 from kafka.errors import KafkaError, UnsupportedVersionError
 
-from twinlens.broker.client import new_admin, new_producer
+from twinlens.broker.client import close_producer, naming_denials, new_admin, new_producer
 from twinlens.errors import AskUser
 from twinlens.kafka_settings import KafkaSettings
 
 log = structlog.get_logger(__name__)
 
 RETRY_S = 0.5
+LATER_S = 3.0  #: beyond the session timeout
+
+T = TypeVar("T")
 
 
 def transactional_id(group: str, member: str, process: str) -> str:
@@ -78,11 +83,17 @@ class Recovery:
         self._asked.set()
 
     def run(self) -> None:
-        """Until `stop`: wait to be asked, then fence; once more after a pause where Kafka would not answer."""
+        """Until `stop`: wait to be asked, then fence; once more after a pause where Kafka would not answer.
+
+        And once more after a session timeout: who gave partitions up with a transaction open may have died since, and
+        then nobody is assigned anything. Raises AskUser when an ACL is missing.
+        """
+        later_s: float | None = None
         while True:
-            self._asked.wait()
+            asked = self._asked.wait(later_s)
             if self._stopping:
                 return
+            later_s = self._kafka.session_timeout_ms / 1000 + LATER_S if asked else None
             self._asked.clear()
             try:
                 self.fence_the_dead()
@@ -90,7 +101,7 @@ class Recovery:
                 # Brokers before 3.0, and the embedded one: the broker's transaction timeout ends them instead.
                 log.info("the broker lists no transactions; those of dead replicas end by their timeout")
                 return
-            except (KafkaError, AskUser) as error:
+            except KafkaError as error:
                 log.warning("open transactions not looked through yet", error=repr(error))
                 self._asked.set()
                 threading.Event().wait(RETRY_S)
@@ -101,21 +112,25 @@ class Recovery:
         First the transactions are listed, only then the members, so that nobody who lives is fenced. A member
         that was evicted and joins again within the milliseconds after that loses a window, which it reads again.
         """
-        admin = new_admin(self._kafka)
+        admin = _reach(lambda: new_admin(self._kafka))
         try:
-            dead = of_the_dead(self._open(admin), self._living(admin), group=self._group, own_id=self._own_id)
+            with naming_denials(self._kafka, "Describe", group=self._group):
+                dead = of_the_dead(self._open(admin), self._living(admin), group=self._group, own_id=self._own_id)
         finally:
             admin.close()
         for each in dead:
-            producer = new_producer(
-                self._kafka, transactional_id=each, transaction_timeout_ms=self._kafka.transaction_timeout_ms
-            )
+            producer = _reach(partial(self._new_producer, each))
             try:
-                producer.init_transactions()  # returns when the abort is written
+                with naming_denials(self._kafka, "Write", transactional_id=each):
+                    producer.init_transactions()  # returns when the abort is written
             finally:
-                producer.close(timeout=1)
+                close_producer(producer, timeout_s=1)
             log.warning("transaction of a dead replica aborted", transactional_id=each)
         return dead
+
+    def _new_producer(self, dead_id: str) -> KafkaProducer:
+        timeout_ms = self._kafka.transaction_timeout_ms
+        return new_producer(self._kafka, transactional_id=dead_id, transaction_timeout_ms=timeout_ms)
 
     def _open(self, admin: KafkaAdminClient) -> list[str]:
         listed = admin.list_transactions(state_filters=["Ongoing"])
@@ -126,3 +141,11 @@ class Recovery:
         if group["error"] is not None:
             raise KafkaError(f"the group is not known: {group['error']}")
         return {member["group_instance_id"] or member["client_id"] for member in group["members"]}
+
+
+def _reach(make: Callable[[], T]) -> T:
+    """What a replica that runs already cannot reach for the moment, it tries again; at its start it was reached."""
+    try:
+        return make()
+    except AskUser as error:
+        raise KafkaError(str(error)) from error

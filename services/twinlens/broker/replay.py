@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 import msgspec
@@ -210,8 +210,7 @@ class Replay:
                 future.get(timeout=ACKNOWLEDGED_S)
             producer.commit_transaction()
         except BaseException as error:  # an interruption, too
-            with suppress(KafkaError):  # fenced, or the end is already asked for: it is the broker's to decide
-                producer.abort_transaction()
+            close_producer(producer, timeout_s=0)  # aborting may hang; the next replay's `init_transactions` does it
             if isinstance(error, KafkaError) and not isinstance(error, AuthorizationError):
                 raise self._explained(error) from error
             raise

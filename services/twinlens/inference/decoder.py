@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from twinlens.errors import RefuseRecord
+from twinlens.errors import RefuseRecord, without_frames
 from twinlens.inference.decode import decode
 from twinlens.inference.raw import RawTokenizer
 from twinlens.settings import Settings
@@ -46,7 +46,7 @@ class Decoder:
             tweet = decode(value, self._settings, f"{record.topic}/{record.partition}/{record.offset}")
             item.id, item.text = tweet
         except RefuseRecord as refusal:
-            item.refusal, item.value = refusal, value
+            item.refusal, item.value = without_frames(refusal), value
         return item
 
 

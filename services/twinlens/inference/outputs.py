@@ -31,6 +31,7 @@ from twinlens.settings import Settings
 from twinlens.window import Headers, Item
 
 SPARE_BYTES = 4_096  #: of `kafka.max_request_bytes`, for what surrounds a dead letter
+HEADER_BYTES = 10  #: around a header's name and value: their lengths, in up to five bytes each
 
 
 class OutputWriter:
@@ -87,7 +88,8 @@ class OutputWriter:
         if value is None and item.key is None:  # Kafka takes no record with neither; the reason says it was a tombstone
             value = b""
         # Kafka must take it, or a record that cannot be read would stop the stream after all.
-        taken = len(item.key or b"") + sum(len(name) + len(held) for name, held in kept + added) + SPARE_BYTES
+        headers = sum(len(name.encode()) + len(held) + HEADER_BYTES for name, held in kept + added)
+        taken = len(item.key or b"") + headers + SPARE_BYTES
         room = max(0, self._settings.kafka.max_request_bytes - taken)
         if value is not None and len(value) > room:
             added.append(("twinlens.cut_from_bytes", str(len(value)).encode()))

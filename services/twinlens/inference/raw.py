@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from twinlens.errors import without_frames
 from twinlens.inference.model import LoadedModel
 from twinlens.inference.observations import (
     Batch,
@@ -51,7 +52,7 @@ class RawTokenizer:
                 item.cut_tokens = self._cut_tokens(encoded, position, item)
 
         def fail(row: int, error: Exception) -> None:
-            items[row].token_error = error
+            items[row].token_error = without_frames(error)
 
         for rows in _calls(items):
             bisect(rows, run, fail)

@@ -51,7 +51,7 @@ class Monitor:
         self._settings = settings
         self._state = new_state(settings)
         self._positions: dict[TopicPartition, int] = {}  # offset of the next record to take, of both topics
-        self._whole = True  # no exception has left a record half folded
+        self._whole = False  # there is a state to take a snapshot of, and no exception has left a record half folded
         self._records_read = 0
         self._keeper = SnapshotKeeper(settings)
         self._recent: deque[DivergenceRecord] = deque(maxlen=settings.monitor.recent_divergences)
@@ -133,7 +133,7 @@ class Monitor:
         state, starts = self._keeper.restore({each.partition: beginnings[each] for each in comparisons})
         positions |= {partition: starts[partition.partition] for partition in comparisons}
         with self._lock:
-            self._state, self._positions = state, positions
+            self._state, self._positions, self._whole = state, positions, True
         for partition, position in positions.items():
             consumer.seek(partition, position)
         return dict(ends)
@@ -148,12 +148,11 @@ class Monitor:
                     self._take(partition.topic, record)
                 self._positions[partition] = records[-1].offset + 1
             self._whole = True
-        if not polled:
-            # Nothing is in hand now, so what the consumer has passed beyond the last record are markers.
-            passed = {partition: consumer.position(partition) for partition in ends}
-            with self._lock:
-                self._positions |= {partition: offset for partition, offset in passed.items() if offset is not None}
-                self._caught_up = self._caught_up or all(self._positions[each] >= end for each, end in ends.items())
+        # Where the consumer has passed beyond the last record it gave out, there were markers.
+        passed = {partition: consumer.position(partition) for partition in ends}
+        with self._lock:
+            self._positions |= {partition: offset for partition, offset in passed.items() if offset is not None}
+            self._caught_up = self._caught_up or all(self._positions[each] >= end for each, end in ends.items())
 
     def _take(self, topic: str, record: Any) -> None:
         try:

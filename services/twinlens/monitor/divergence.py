@@ -35,6 +35,8 @@ from twinlens.records import ComparisonRecord, Histogram, ModelId, Tally
 BUCKET_MS: Final = 5_000  #: resolution of the time windows
 KEPT_MS: Final = 3_600_000  #: buckets that start earlier than this before the newest one are dropped
 ALERTS_KEPT: Final = 100
+REPLICAS_KEPT: Final = 100
+EARLIER_REPLICAS: Final = "(earlier)"  #: no replica's name: applications have no parentheses
 ALERT_RATE_MS: Final = 60_000  #: an alert tells the rate over this much time before it
 _NS_PER_S: Final = 1_000_000_000
 
@@ -152,12 +154,19 @@ class State(msgspec.Struct, kw_only=True):
         self.total.add(counts)
         for length, tally in record.by_length.items():
             _add_tally(self.by_length, length, tally)
-        _add_tally(self.by_replica, record.replica, record.tally)
+        self._count_replica(record.replica, record.tally)
         _add_tally(self.by_revision, f"{_text(record.raw_model)} | {_text(record.predict_model)}", record.tally)
         self.tokens += record.tokens
         self.padded_tokens += record.padded_tokens
         self.compute_ns += round(record.compute_s * _NS_PER_S)
         self._count_in_time(record.published_at_ms, counts)
+
+    def _count_replica(self, replica: str, tally: Tally) -> None:
+        """Every process has a name of its own: those first seen long ago are counted together."""
+        _add_tally(self.by_replica, replica, tally)
+        if len(self.by_replica) > REPLICAS_KEPT:
+            oldest = next(name for name in self.by_replica if name != EARLIER_REPLICAS)
+            _add_tally(self.by_replica, EARLIER_REPLICAS, self.by_replica.pop(oldest))
 
     def _count_in_time(self, at_ms: int, counts: Counts) -> None:
         """Add to the bucket of `at_ms`; drop buckets, or the counts themselves, that are too old.

@@ -1,0 +1,129 @@
+"""A replica takes no more than it can hold, and a slow model costs it no partition."""
+
+from __future__ import annotations
+
+import json
+import threading
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.conftest import ModelFolder
+from tests.integration.helpers import committed, lines, produce, published, run_through, running_replica, wait_until
+from twinlens import records
+from twinlens.audit import audit
+from twinlens.broker import topics
+from twinlens.broker.client import new_producer
+from twinlens.broker.intake import Intake
+from twinlens.inference.raw import RawPath
+from twinlens.settings import Settings
+from twinlens.window import Backlog
+
+NewSettings = Callable[..., Settings]
+LARGE_CHARS = 90_000
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """For every hand-over: bytes that were polled, bytes in hand after it."""
+    seen: list[tuple[int, int]] = []
+    fill = Backlog.fill
+
+    def watched(self: Backlog, partition: Any, epoch: int, items: Any) -> None:
+        fill(self, partition, epoch, items)
+        seen.append((sum(item.size_bytes for item in items), self.size_bytes))
+
+    monkeypatch.setattr(Backlog, "fill", watched)
+    return seen
+
+
+def large(count: int) -> list[bytes]:
+    """One word of many letters: no work for the tokenizer, and a fetch of compressed records brings them all."""
+    return [json.dumps({"id": str(number), "text": "x" * LARGE_CHARS}).encode() for number in range(count)]
+
+
+def windows(found: dict[str, list[Any]]) -> list[int]:
+    """Tweets by window, where there is one partition."""
+    return [records.decode_comparison(raw.value).tally.tweets for raw in found["comparisons"]]
+
+
+def test_large_records_come_in_small_polls_and_small_windows(
+    new_settings: NewSettings, model_folder: ModelFolder, held: list[tuple[int, int]]
+) -> None:
+    limit = 1_600_000
+    settings = new_settings(partitions=1, raw={"model": str(model_folder())}, intake={"max_buffered_bytes": limit})
+    producer = new_producer(settings.kafka, compression_type="lz4", linger_ms=100, batch_size=2**20)
+    for line in large(60):
+        producer.send(settings.topics.input, line)
+    producer.close(timeout=10)
+    found = run_through(settings, 60)
+    assert len(found["logits"]) == len(found["predictions"]) == 60
+    polled, in_hand = (max(column) for column in zip(*held, strict=True))
+    assert polled <= limit / 8
+    assert limit / 2 < in_hand <= limit + polled
+    assert max(windows(found)) == limit / 4 // (LARGE_CHARS + 2_000)
+
+
+def test_records_larger_than_the_limit_pass_one_by_one(
+    new_settings: NewSettings, model_folder: ModelFolder, held: list[tuple[int, int]]
+) -> None:
+    settings = new_settings(partitions=1, raw={"model": str(model_folder())}, intake={"max_buffered_bytes": 1024})
+    small = lines(5)
+    count = produce(settings, [(None, line, []) for line in [*small, *large(3), *small, *large(1)]])
+    found = run_through(settings, count)
+    assert len(found["logits"]) == len(found["predictions"]) == count
+    assert set(windows(found)) == {1}
+    assert all(polled == in_hand for polled, in_hand in held)
+
+
+def test_small_records_come_in_large_windows(new_settings: NewSettings, model_folder: ModelFolder) -> None:
+    settings = new_settings(partitions=1, raw={"model": str(model_folder())})
+    found = run_through(settings, produce(settings, [(None, line, []) for line in lines()]))
+    assert max(windows(found)) == settings.batching.max_window_items
+
+
+@pytest.mark.kafka
+def test_a_model_slower_than_the_poll_interval_keeps_its_partitions(
+    kafka: str, model_folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second consumer of the group would see it; the client leaves the group by itself after `max_poll_interval_ms`.
+
+    The intake is full for most of the time: it polls although it takes nothing.
+    """
+    name = f"slow-{uuid.uuid4().hex[:8]}"
+    settings = Settings.load(
+        {
+            "application": name,
+            "topics": {"input": name},
+            "kafka": {"bootstrap_servers": kafka, "max_poll_interval_ms": 1000},
+            "raw": {"model": str(model_folder())},
+            "intake": {"max_buffered_items": 40},
+            "batching": {"max_window_items": 40},
+        }
+    )
+    topics.create(settings, 2, 1)
+    count = produce(settings, [(str(number).encode(), line, []) for number, line in enumerate(lines(150))])
+    observe, given_up = RawPath.observe, []
+
+    def slowly(self: RawPath, items: Any, batches: Any) -> Any:
+        threading.Event().wait(1.5 * settings.kafka.max_poll_interval_ms / 1000)
+        return observe(self, items, batches)
+
+    monkeypatch.setattr(RawPath, "observe", slowly)
+    for event in ("on_partitions_revoked", "on_partitions_lost"):
+        monkeypatch.setattr(Intake, event, lambda _, partitions: given_up.extend(partitions))
+    with running_replica(settings) as replica:
+        wait_until(lambda: committed(settings, replica) > 0, "the first window")
+        generation = replica._intake.group_metadata().generation_id
+        wait_until(lambda: committed(settings, replica) >= count, "the last window")
+        assert replica._intake.group_metadata().generation_id == generation
+        assert given_up == []
+    report = audit(settings)
+    assert report.clean
+    assert report.published == count
+    assert {name: len(found) for name, found in published(settings, "logits", "predictions").items()} == {
+        "logits": count,
+        "predictions": count,
+    }

@@ -1,0 +1,87 @@
+"""What the intake does where its client fails or misleads it; one replica on the embedded broker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from kafka import TopicPartition
+from kafka.errors import KafkaTimeoutError, NotLeaderForPartitionError
+from kafka.future import Future
+from kafka.structs import OffsetAndMetadata
+
+from tests.conftest import ModelFolder
+from tests.integration.helpers import committed, lines, produce, running_replica, wait_until
+from twinlens.audit import audit
+from twinlens.inference.replica import Replica
+from twinlens.settings import Settings
+
+
+@pytest.fixture
+def settings(new_settings: Callable[..., Settings], model_folder: ModelFolder) -> Settings:
+    return new_settings(partitions=1, raw={"model": str(model_folder())}, batching={"max_window_items": 20})
+
+
+def feed(settings: Settings, count: int) -> int:
+    return produce(settings, [(None, line, []) for line in lines(count)])
+
+
+def in_its_thread(replica: Replica, question: Callable[[], Any]) -> Any:
+    answers: list[Any] = []
+    replica._intake._errands.put(lambda: answers.append(question()))
+    wait_until(lambda: bool(answers), "the intake thread has run the errand")
+    return answers[0]
+
+
+def test_an_old_answer_is_not_taken_for_the_committed_offset(settings: Settings) -> None:
+    """kafka-python keeps the answer to a question whose asker has given up."""
+    sent = feed(settings, 100)
+    with running_replica(settings) as replica:
+        wait_until(lambda: committed(settings, replica) >= sent, "all committed")
+        intake, partition = replica._intake, TopicPartition(settings.topics.input, 0)
+        old: Any = Future()
+        old.success({partition: OffsetAndMetadata(3, "", -1)})
+        intake._consumer._coordinator._offset_fetch_futures[frozenset([partition])] = old
+        found = in_its_thread(replica, lambda: intake._committed(partition))
+    assert found.offset == sent
+
+
+def test_a_poll_that_fails_for_a_moment_costs_nothing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = feed(settings, 300)
+    with running_replica(settings) as replica:
+        consumer = replica._intake._consumer
+        real, failures = consumer.poll, iter([False, True, False, False, True])
+
+        def poll(*arguments: Any) -> Any:
+            polled = real(*arguments)
+            if next(failures, False):
+                raise NotLeaderForPartitionError  # with what it had in hand
+            return polled
+
+        monkeypatch.setattr(consumer, "poll", poll)
+        wait_until(lambda: committed(settings, replica) >= sent, "all committed")
+        assert next(failures, None) is None
+    report = audit(settings)
+    assert report.clean
+    assert report.published == sent
+
+
+def test_records_wait_until_the_refusals_before_them_are_known(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = feed(settings, 100)
+    with running_replica(settings) as replica:
+        intake = replica._intake
+        real, failures = intake._committed, iter([True, True])
+
+        def sometimes(partition: TopicPartition) -> Any:
+            if next(failures, False):
+                raise KafkaTimeoutError("not now")
+            return real(partition)
+
+        monkeypatch.setattr(intake, "_committed", sometimes)
+        wait_until(lambda: committed(settings, replica) >= sent, "all committed")
+    report = audit(settings)
+    assert report.clean
+    assert report.published == sent
