@@ -24,7 +24,7 @@ from twinlens.cli.serve import deploy_config
 from twinlens.errors import AskUser
 from twinlens.settings import Settings
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
 TWEET = "a-word-of-a-tweet"
 WRONG = "wrong-word-of-the-tweeter"
