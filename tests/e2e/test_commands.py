@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import uuid
@@ -75,7 +76,9 @@ def test_demo_ends_by_itself_with_a_summary(mark: dict[str, str], scenario: str)
 def test_demo_streams_a_file_once_and_dead_letters_what_it_cannot_read(mark: dict[str, str], tmp_path: Path) -> None:
     source = tmp_path / "mine.jsonl"
     source.write_bytes(b"\n".join([*lines(50), b"not json", b'{"text": 5}']))
-    done = twinlens("demo", "--source", str(source), "--rate", "0", "--scenario", "none", "--json", env=mark)
+    # The environment may change settings, but not the broker; what is secret in it gets nowhere.
+    own = {"TWINLENS_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1", "TWINLENS_KAFKA__SSL_PASSWORD": "secret"}
+    done = twinlens("demo", "--source", str(source), "--rate", "0", "--scenario", "none", "--json", env={**mark, **own})
     assert done.returncode == 0, done.stderr.decode()
     summary = json.loads(done.stdout.splitlines()[-1])
     assert (summary["produced"], summary["published"], summary["dead_lettered"]) == (52, 50, 2)
@@ -147,6 +150,8 @@ def test_serve_produce_watch_and_audit_work_together(mark: dict[str, str], addre
             )
 
         wait_until(all_seen, "200 tweets counted", 90)
+        with pytest.raises(ConnectionRefusedError):  # all of 127/8 is this machine, so it is 127.0.0.1 alone
+            socket.create_connection(("127.0.0.2", port), 5).close()
         assert b"agreement" in twinlens("watch", "--once", "--url", url, env=mark).stdout
         audited = twinlens("audit", "-c", config, "--json", env=mark)
         assert audited.returncode == 0, audited.stderr.decode()
@@ -174,6 +179,11 @@ WRONG = {
     "nobody to ask": (["dlq", "replay", "-c", "CONFIG"], {}, "Give --yes"),
     "wrong setting": (["serve", "-c", "CONFIG"], {"raw": {"dtype": "float8"}}, "raw.dtype"),
     "unknown setting": (["doctor", "-c", "CONFIG"], {"kafkaa": {}}, "kafkaa"),
+    "secret in the file": (
+        ["serve", "-c", "CONFIG"],
+        {"kafka": {"sasl_password": "secret"}},
+        "Set TWINLENS_KAFKA__SASL_PASSWORD",
+    ),
     "no model": (
         ["doctor", "-c", "CONFIG"],
         {"raw": {"model": "/nowhere/model"}},

@@ -56,6 +56,22 @@ def cut_weights(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+def own_code(file: str, name: str) -> Callable[[Path], None]:
+    """As models are published that transformers does not know; running it would leave a file."""
+
+    def break_it(folder: Path) -> None:
+        (folder / "own.py").write_text(f"open({str(folder / 'ran')!r}, 'w').close()\nclass {name}: pass\n")
+        content = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps({**content, "auto_map": {name: f"own.{name}"}}))
+
+    return break_it
+
+
+def unknown_kind_with_own_code(folder: Path) -> None:
+    own_code("config.json", "AutoConfig")(folder)
+    change_config(folder, model_type="new")
+
+
 def no_tokenizer(folder: Path) -> None:
     for file in folder.glob("tokenizer*"):
         file.unlink()
@@ -76,6 +92,13 @@ def without_head(kind: Any) -> Callable[[Path], None]:
         pytest.param(lambda f: (f / "config.json").write_text("{"), "not a valid JSON file", id="broken config"),
         pytest.param(lambda f: change_config(f, model_type="new"), "does not recognize", id="unknown model type"),
         pytest.param(lambda f: (f / "model.safetensors").unlink(), "no usable safetensors weights", id="no weights"),
+        pytest.param(own_code("config.json", "AutoConfig"), "auto_map in its config.json", id="own code"),
+        pytest.param(unknown_kind_with_own_code, "auto_map in its config.json", id="own code of a new kind"),
+        pytest.param(
+            own_code("tokenizer_config.json", "AutoTokenizer"),
+            "auto_map in its tokenizer_config.json",
+            id="own code of the tokenizer",
+        ),
         pytest.param(only_bin, "no usable safetensors weights", id="only a pickle"),
         pytest.param(lfs_pointer, "Git LFS pointer", id="LFS pointer"),
         pytest.param(cut_weights, "cannot be read", id="half a file"),
@@ -97,6 +120,7 @@ def test_a_folder_that_is_no_classifier(folder: Path, break_it: Callable[[Path],
     message = refusal(folder)
     assert words in message
     assert str(folder) in message
+    assert not (folder / "ran").exists()
 
 
 @pytest.mark.parametrize("source", ["/no/such/folder", "nobody/nothing", "nothing", "", "a/b/c"])

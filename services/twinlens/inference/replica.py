@@ -11,6 +11,7 @@ that dies, or a call to Kafka that does not return, fails `check_health`, and Ra
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -78,10 +79,11 @@ class Replica:
         self._changes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._stopping = False
         self._stop_lock = threading.Lock()
+        self._publishing = WatchedThread("publish", self._run_publish)
         self._threads = [
             WatchedThread("intake", self._intake.run),
             WatchedThread("compute", self._run_compute),
-            WatchedThread("publish", self._run_publish),
+            self._publishing,
             *([WatchedThread("recovery", self._recovery.run)] if exactly_once else []),
         ]
 
@@ -146,20 +148,27 @@ class Replica:
     def _run_compute(self) -> None:
         """The compute thread: draw, observe twice, compare, hand over; ends when stopped."""
         try:
-            while not self._stopping:
+            while not self._stopping and self._publishing.error is None:
                 self._apply_changes()
                 start = time.monotonic()
                 window = self._backlog.draw(self._take, self._compute.max_window_items, DRAW_TIMEOUT_S)
                 self._apply_changes()  # once more: what came while it waited holds for this window already
                 if window is not None:
                     behind = self._backlog.items > 0 or self._unread_records > self._compute.max_window_items
-                    self._compared.put(self._compute.run(window))
+                    self._hand_over(self._compute.run(window))
                     # Only a replica that is behind shows what it can do: windows grow with what waits, so that one
                     # that is not gets through just as much as arrives, and is busy all the same.
                     if behind:
                         self._service_rate.add(len(window.items), time.monotonic() - start)
         finally:
-            self._compared.put(None)
+            self._hand_over(None)
+
+    def _hand_over(self, done: ComparedWindow | None) -> None:
+        """Wait until the publish thread has room; when it has died, nobody takes anything any more."""
+        while self._publishing.error is None:
+            with contextlib.suppress(queue.Full):
+                self._compared.put(done, timeout=DRAW_TIMEOUT_S)
+                return
 
     def _run_publish(self) -> None:
         """The publish thread: one transaction per window, in order."""
