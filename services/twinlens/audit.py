@@ -51,6 +51,7 @@ class Report(msgspec.Struct, kw_only=True):
     one_sided: int = 0
     monitor_tweets: int = 0  #: what the comparison records say: tweets published, compared or not
     monitor_diverging: int = 0
+    unreadable: int = 0  #: records of the output topics that are none of twinlens
     examples: list[dict[str, Any]] = msgspec.field(default_factory=list)  #: the first diverging or missing tweets
 
     @property
@@ -78,6 +79,7 @@ class Published(msgspec.Struct, kw_only=True):
     tolerances: dict[str, float] = msgspec.field(default_factory=dict)  #: by window
     monitor_tweets: int = 0
     monitor_diverging: int = 0
+    unreadable: int = 0
 
 
 def join(consumed: Iterable[Coordinates], published: Published, tolerance: float) -> Report:
@@ -86,6 +88,7 @@ def join(consumed: Iterable[Coordinates], published: Published, tolerance: float
         duplicate=published.duplicate,
         monitor_tweets=published.monitor_tweets,
         monitor_diverging=published.monitor_diverging,
+        unreadable=published.unreadable,
     )
     for at in consumed:
         report.consumed += 1
@@ -154,7 +157,10 @@ def audit(settings: Settings) -> Report:
         _wait_for_open_transactions(settings)
         published = Published()
         for topic, record in read_topics(settings, settings.topics.outputs):
-            _collect(published, settings, topic, record)
+            try:
+                _collect(published, settings, topic, record)
+            except (msgspec.MsgspecError, TypeError):
+                published.unreadable += 1
         consumed = (
             (record.partition, record.offset)
             for _, record in read_topics(settings, (settings.topics.input,))

@@ -67,6 +67,8 @@ class KafkaSettings(Section):
             url = urlsplit(self.sasl_oauth_token_url)
             if not url.hostname or (url.scheme != "https" and (url.scheme, url.hostname) not in HTTP_LOOPBACK):
                 raise ValueError("sasl_oauth_token_url must be an https address: the client's secret is sent there")
+            if url.username or url.password:
+                raise ValueError("sasl_oauth_token_url is shown in errors: set sasl_oauth_client_id and its secret")
         return self
 
     def _needed(self) -> tuple[str, ...]:

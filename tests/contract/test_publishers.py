@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -58,12 +59,9 @@ def up_to(settings: Settings, next_offset: int, partition: int = 0) -> dict[Part
 def test_a_window_is_published_in_order_with_keys_and_headers(delivery: str, address: str) -> None:
     settings, member = prepare(address)
     publisher: Publisher = PUBLISHERS[delivery](settings, "p")
-    try:
+    with closing(publisher), closing(member):
         publisher.publish(window(settings, b"1", b"2", b"3"), up_to(settings, 3), member.group_metadata)
         assert publisher.busy_s == 0
-    finally:
-        publisher.close()
-        member.close()
     found = published(settings, "logits")["logits"]
     assert [(r.key, r.value, list(r.headers)) for r in found] == [(b"k", v, [("h", b"v")]) for v in (b"1", b"2", b"3")]
     # Outside a transaction the offsets are the intake thread's to commit, after this.
@@ -74,14 +72,11 @@ def test_a_window_is_published_in_order_with_keys_and_headers(delivery: str, add
 def test_a_window_that_is_no_longer_ours_is_redone_and_the_next_one_goes_through(delivery: str, address: str) -> None:
     settings, member = prepare(address)
     publisher: Publisher = PUBLISHERS[delivery](settings, "p")
-    try:
+    with closing(publisher), closing(member):
         with pytest.raises(RedoWindow, match="revoked"):
             publisher.publish(window(settings, b"1"), up_to(settings, 1), lambda: None)
         assert committed_offsets(settings) == {}
         publisher.publish(window(settings, b"2"), up_to(settings, 1), member.group_metadata)
-    finally:
-        publisher.close()
-        member.close()
     assert published(settings, "logits")["logits"][-1].value == b"2"
 
 
@@ -105,12 +100,9 @@ def test_a_coordinator_that_cannot_be_reached_for_a_moment_does_not_hold_the_win
         lambda: publisher.publish(window(settings, b"1"), up_to(settings, 1), member.group_metadata),
     )
     thread.start()
-    try:
+    with closing(publisher), closing(member):
         assert thread.join(20), "the publisher hangs"
         thread.check()
-    finally:
-        publisher.close()
-        member.close()
     assert not refusals
     assert committed_offsets(settings) == {0: 1}
 
@@ -119,25 +111,18 @@ def test_a_coordinator_that_cannot_be_reached_for_a_moment_does_not_hold_the_win
 def test_a_record_that_no_topic_takes_asks_for_a_new_replica(delivery: str, address: str) -> None:
     settings, member = prepare(address)
     publisher: Publisher = PUBLISHERS[delivery](settings, "p")
-    try:
-        with pytest.raises(ReplaceReplica, match="max_request_bytes"):
-            publisher.publish(window(settings, b"x" * 3_000_000), up_to(settings, 1), member.group_metadata)
-    finally:
-        publisher.close()
-        member.close()
+    with closing(publisher), closing(member), pytest.raises(ReplaceReplica, match="max_request_bytes"):
+        publisher.publish(window(settings, b"x" * 3_000_000), up_to(settings, 1), member.group_metadata)
 
 
 @pytest.mark.kafka
 def test_readers_never_see_an_aborted_window(kafka: str) -> None:
     settings, member = prepare(kafka)
     publisher = TransactionalPublisher(settings, "p")
-    try:
+    with closing(publisher), closing(member):
         with pytest.raises(RedoWindow):
             publisher.publish(window(settings, b"aborted"), up_to(settings, 1), lambda: None)
         publisher.publish(window(settings, b"good"), up_to(settings, 1), member.group_metadata)
-    finally:
-        publisher.close()
-        member.close()
     assert [record.value for record in published(settings, "logits")["logits"]] == [b"good"]
     assert committed_offsets(settings) == {0: 1}
 
@@ -166,11 +151,8 @@ def test_a_window_outlives_a_rebalance_that_began_after_its_claim(kafka: str) ->
     publisher = TransactionalPublisher(settings, "p")
     stale = ConsumerGroupMetadata(settings.group_id, 7, "somebody who is no member")
     claims = iter([stale, stale, member.group_metadata()])
-    try:
+    with closing(publisher), closing(member):
         publisher.publish(window(settings, b"good"), up_to(settings, 1), lambda: next(claims))
-    finally:
-        publisher.close()
-        member.close()
     assert [record.value for record in published(settings, "logits")["logits"]] == [b"good"]
     assert committed_offsets(settings) == {0: 1}
 
@@ -183,13 +165,10 @@ def test_offsets_that_the_group_refused_are_not_committed_by_the_next_window(
     settings, member = prepare(kafka, partitions=2)
     publisher = TransactionalPublisher(settings, "p")
     stale = ConsumerGroupMetadata(settings.group_id, 7, "a member that was evicted")
-    try:
+    with closing(publisher), closing(member):
         with pytest.raises(RedoWindow, match="metadata mismatch"):
             publisher.publish(window(settings, b"redone elsewhere"), up_to(settings, 1), lambda: stale)
         publisher.publish(window(settings, b"good"), up_to(settings, 1, partition=1), member.group_metadata)
-    finally:
-        publisher.close()
-        member.close()
     assert [record.value for record in published(settings, "logits")["logits"]] == [b"good"]
     assert committed_offsets(settings) == {1: 1}
 
@@ -208,12 +187,9 @@ def test_a_window_is_not_committed_without_a_record_that_the_client_gave_up(
             given_up.failure(KafkaTimeoutError("batch expired"))
         return member.group_metadata()
 
-    try:
+    with closing(publisher), closing(member):
         monkeypatch.setattr(publisher._producer, "send", lambda *_: given_up)
         publisher.publish(window(settings, b"at the second try"), up_to(settings, 1), claim)
-    finally:
-        publisher.close()
-        member.close()
     assert [record.value for record in published(settings, "logits")["logits"]] == [b"at the second try"]
     assert committed_offsets(settings) == {0: 1}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +12,7 @@ from twinlens.broker import topics
 from twinlens.broker.embedded import embedded_broker
 from twinlens.settings import Settings
 
-_numbers = itertools.count()
+NewSettings = Callable[..., Settings]
 
 
 @pytest.fixture(scope="session")
@@ -22,12 +22,25 @@ def broker() -> Iterator[str]:
 
 
 @pytest.fixture
-def new_settings(broker: str) -> Callable[..., Settings]:
+def new_settings(broker: str) -> NewSettings:
     """Settings with topics and a group that no other test uses; the topics exist."""
+    return _maker(broker, session_timeout_ms=2000)
 
+
+@pytest.fixture
+def new_kafka_settings(kafka: str) -> NewSettings:
+    """The same on a real Kafka, which may outlive the tests."""
+    return _maker(kafka, session_timeout_ms=6000)
+
+
+def _maker(address: str, session_timeout_ms: int) -> NewSettings:
     def make(*, partitions: int = 2, **sections: dict[str, Any]) -> Settings:
-        name = f"tweets{next(_numbers)}"
-        kafka = {"bootstrap_servers": broker, "session_timeout_ms": 2000, **sections.pop("kafka", {})}
+        name = f"tweets-{uuid.uuid4().hex[:8]}"
+        kafka = {
+            "bootstrap_servers": address,
+            "session_timeout_ms": session_timeout_ms,
+            **sections.pop("kafka", {}),
+        }
         settings = Settings.load({"application": name, "kafka": kafka, "topics": {"input": name}, **sections})
         topics.create(settings, partitions, 1)
         return settings

@@ -13,7 +13,9 @@ import torch
 from twinlens.broker.client import new_producer
 from twinlens.broker.reading import read_topics
 from twinlens.cli.demo import TWEETS
+from twinlens.errors import ReplaceReplica
 from twinlens.inference.replica import Replica
+from twinlens.monitor.actor import Monitor
 from twinlens.settings import Settings
 
 DEADLINE_S = 60.0
@@ -58,6 +60,15 @@ def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = DEA
     while not condition():
         assert time.monotonic() < end, f"not within {deadline_s} s: {what}"
         time.sleep(0.05)
+
+
+def is_unwell(body: Replica | Monitor) -> bool:
+    """Whether its health check fails."""
+    try:
+        body.check_health()
+    except ReplaceReplica:
+        return True
+    return False
 
 
 def published(settings: Settings, *topics: str) -> dict[str, list[Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +22,6 @@ from tests.integration.helpers import (
 )
 from twinlens import records
 from twinlens.audit import audit
-from twinlens.broker import topics
 from twinlens.broker.client import new_producer
 from twinlens.broker.intake import Intake
 from twinlens.inference.raw import RawPath
@@ -106,24 +104,18 @@ def test_small_records_come_in_large_windows(new_settings: NewSettings, model_fo
 
 @pytest.mark.kafka
 def test_a_model_slower_than_the_poll_interval_keeps_its_partitions(
-    kafka: str, model_folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+    new_kafka_settings: NewSettings, model_folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A second consumer of the group would see it; the client leaves the group by itself after `max_poll_interval_ms`.
 
     The intake is full for most of the time: it polls although it takes nothing.
     """
-    name = f"slow-{uuid.uuid4().hex[:8]}"
-    settings = Settings.load(
-        {
-            "application": name,
-            "topics": {"input": name},
-            "kafka": {"bootstrap_servers": kafka, "max_poll_interval_ms": 1000},
-            "raw": {"model": str(model_folder())},
-            "intake": {"max_buffered_items": 40},
-            "batching": {"max_window_items": 40},
-        }
+    settings = new_kafka_settings(
+        kafka={"max_poll_interval_ms": 1000, "session_timeout_ms": 10_000},
+        raw={"model": str(model_folder())},
+        intake={"max_buffered_items": 40},
+        batching={"max_window_items": 40},
     )
-    topics.create(settings, 2, 1)
     count = produce(settings, [(str(number).encode(), line, []) for number, line in enumerate(lines(100))])
     observe, given_up = RawPath.observe, []
 

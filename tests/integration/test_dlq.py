@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from tests.integration.helpers import produce, run_through
 from twinlens.audit import audit
-from twinlens.broker import reading, topics
+from twinlens.broker import reading
 from twinlens.broker import replay as replaying
 from twinlens.broker.client import new_admin, new_consumer, new_producer
 from twinlens.broker.deadletters import letter_of, read_letters
@@ -280,11 +280,8 @@ def test_a_replayed_letter_is_a_tweet_once_its_cause_is_mended_and_a_letter_agai
 
 
 @pytest.fixture
-def kafka_settings(kafka: str) -> Settings:
-    name = f"dlq-{uuid.uuid4().hex[:8]}"
-    settings = Settings.load({"application": name, "topics": {"input": name}, "kafka": {"bootstrap_servers": kafka}})
-    topics.create(settings, 2, 1)
-    return settings
+def kafka_settings(new_kafka_settings: NewSettings) -> Settings:
+    return new_kafka_settings()
 
 
 LETTERS = [(n % 2, NOT_JSON, b"%d" % n) for n in range(7)]
@@ -345,7 +342,7 @@ def test_of_two_replays_at_a_time_one_is_fenced_and_each_letter_is_replayed_once
         if replayed == 3:
             second.run(seen.append)
 
-    with pytest.raises(AskUser, match=r"Another replay of the group dlq-.* has taken over"):
+    with pytest.raises(AskUser, match=r"Another replay of the group .* has taken over"):
         first.run(meanwhile)
     assert (first.outcome.replayed.total(), second.outcome.replayed.total()) == (3, 4)
     assert seen == [3, 3, 4]

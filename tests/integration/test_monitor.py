@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +15,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaConnectionError, KafkaTimeoutError, TopicAuthorizationFailedError
 from structlog.testing import capture_logs
 
-from tests.integration.helpers import published, wait_until
+from tests.integration.helpers import is_unwell, published, wait_until
 from tests.unit.test_divergence import comparison, without_alerts
 from twinlens.audit import read_topics
 from twinlens.broker import snapshots, topics
@@ -99,18 +98,9 @@ def straight(settings: Settings, records: Iterable[ComparisonRecord]) -> Summary
     return without_alerts(summary(state, LATER))
 
 
-def on_kafka(address: str, monitor: dict[str, Any]) -> Settings:
-    """Settings with topics of their own on a real Kafka; the topics exist."""
-    name = f"monitor-{uuid.uuid4().hex[:8]}"
-    sections = {"topics": {"input": name}, "kafka": {"bootstrap_servers": address}, "monitor": monitor}
-    settings = Settings.load({"application": name, **sections})
-    topics.create(settings, 2, 1)
-    return settings
-
-
 @pytest.mark.kafka
-def test_a_restart_has_the_same_counts_though_the_records_are_gone(kafka: str) -> None:
-    settings = on_kafka(kafka, OFTEN)
+def test_a_restart_has_the_same_counts_though_the_records_are_gone(new_kafka_settings: NewSettings) -> None:
+    settings = new_kafka_settings(monitor=OFTEN)
     old = windows(settings, 0, 50)
     publish(settings, old)
     with running(settings) as first:
@@ -158,8 +148,8 @@ def delete(settings: Settings, before: dict[int, int]) -> None:
 
 
 @pytest.mark.kafka
-def test_a_snapshot_written_while_records_flow_is_never_wrong(kafka: str) -> None:
-    settings = on_kafka(kafka, {"snapshot_period_s": 0.01})
+def test_a_snapshot_written_while_records_flow_is_never_wrong(new_kafka_settings: NewSettings) -> None:
+    settings = new_kafka_settings(monitor={"snapshot_period_s": 0.01})
     records = windows(settings, 0, 150)
     producer = new_producer(settings.kafka)
     with running(settings) as monitor:
@@ -218,14 +208,6 @@ def test_a_right_that_is_missing_fails_the_health_check(
         wait_until(lambda: is_unwell(monitor), "the health check fails")
         with pytest.raises(ReplaceReplica, match=r"monitor thread died: Kafka denies .* Read on the topic comparisons"):
             monitor.check_health()
-
-
-def is_unwell(monitor: Monitor) -> bool:
-    try:
-        monitor.check_health()
-    except ReplaceReplica:
-        return True
-    return False
 
 
 def test_a_record_that_breaks_the_fold_is_in_no_snapshot() -> None:
@@ -364,8 +346,8 @@ def test_without_its_topic_there_is_a_word_about_it(broker: str, new_settings: N
 
 
 @pytest.mark.kafka
-def test_the_topic_is_compacted_and_has_one_partition(kafka: str) -> None:
-    settings = on_kafka(kafka, NEVER)
+def test_the_topic_is_compacted_and_has_one_partition(new_kafka_settings: NewSettings) -> None:
+    settings = new_kafka_settings(monitor=NEVER)
     assert topics.check(settings) == 2
     admin = new_admin(settings.kafka)
     try:

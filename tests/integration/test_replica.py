@@ -11,7 +11,16 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from tests.integration.helpers import committed, lines, produce, published, run_through, running_replica, wait_until
+from tests.integration.helpers import (
+    committed,
+    is_unwell,
+    lines,
+    produce,
+    published,
+    run_through,
+    running_replica,
+    wait_until,
+)
 from twinlens import records
 from twinlens.audit import audit
 from twinlens.monitor.divergence import State
@@ -200,6 +209,19 @@ def test_input_may_be_compressed(new_settings: NewSettings, compression: str) ->
     assert len(run_through(settings, 50)["logits"]) == 50
 
 
+def test_the_audit_counts_records_that_are_none_of_twinlens(new_settings: NewSettings) -> None:
+    settings = new_settings(partitions=1)
+    found = run_through(settings, produce(settings, [(None, line, []) for line in lines(5)]))
+    assert len(found["logits"]) == 5
+    elsewhere = settings.model_copy(
+        update={"topics": settings.topics.model_copy(update={"input": settings.topics.logits})}
+    )
+    produce(elsewhere, [(b"k", b"not json", []), (b"k", b"{}", []), (b"k", None, [])])
+    report = audit(settings)
+    assert report.clean
+    assert (report.published, report.unreadable) == (5, 3)
+
+
 def test_cls_vector_and_all_scores_are_published_on_request(new_settings: NewSettings) -> None:
     settings = new_settings(raw={"publish_cls": True}, predict={"top_k": 3})
     count = produce(settings, [(None, line, []) for line in lines(10)])
@@ -299,7 +321,7 @@ def test_a_dead_thread_fails_the_health_check(new_settings: NewSettings, monkeyp
     settings = new_settings()
     produce(settings, [(None, line, []) for line in lines(5)])
     with running_replica(settings) as replica:
-        wait_until(lambda: replica_is_dead(replica), "the health check fails")
+        wait_until(lambda: is_unwell(replica), "the health check fails")
         with pytest.raises(ReplaceReplica, match=r"compute thread died.*no more"):
             replica.check_health()
 
@@ -314,16 +336,6 @@ def test_a_call_to_kafka_that_does_not_return_fails_the_health_check(
         monkeypatch.setattr(type(replica._publisher), "busy_s", property(lambda _: 6.0))
         with pytest.raises(ReplaceReplica, match="6 s"):
             replica.check_health()
-
-
-def replica_is_dead(replica: Any) -> bool:
-    from twinlens.errors import ReplaceReplica
-
-    try:
-        replica.check_health()
-    except ReplaceReplica:
-        return True
-    return False
 
 
 def test_windows_that_can_never_be_committed_end_the_replica(
@@ -341,7 +353,7 @@ def test_windows_that_can_never_be_committed_end_the_replica(
     settings = new_settings()
     produce(settings, [(None, line, []) for line in lines(5)])
     with running_replica(settings) as replica:
-        wait_until(lambda: replica_is_dead(replica), "the health check fails")
+        wait_until(lambda: is_unwell(replica), "the health check fails")
 
 
 def test_a_header_without_a_value_passes(new_settings: NewSettings) -> None:

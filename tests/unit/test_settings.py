@@ -230,6 +230,13 @@ def test_the_clients_secret_goes_nowhere_in_clear(url: str) -> None:
     assert Settings.load({"kafka": {"sasl_oauth_token_url": "http://127.0.0.1:80/t"}})
 
 
+def test_the_token_servers_address_holds_no_credentials() -> None:
+    """It stands in error texts."""
+    with pytest.raises(AskUser, match="is shown in errors") as caught:
+        Settings.load({"kafka": {"sasl_oauth_token_url": "https://me:hidden@login/token"}})
+    assert "hidden" not in str(caught.value)
+
+
 def test_a_key_needs_its_certificate() -> None:
     with pytest.raises(AskUser, match="ssl_keyfile needs ssl_certfile"):
         Settings.load({"kafka": {"security_protocol": "SSL", "ssl_keyfile": "key.pem"}})

@@ -45,6 +45,7 @@ BOOTSTRAP_TIMEOUT_MS = 10_000
 def connection(kafka: KafkaSettings) -> dict[str, Any]:
     """kafka-python arguments that every client shares: addresses, security, time limits."""
     arguments: dict[str, Any] = {
+        "kafka_client": Client,
         "bootstrap_servers": [server.strip() for server in kafka.bootstrap_servers.split(",")],
         "bootstrap_timeout_ms": BOOTSTRAP_TIMEOUT_MS,
         "request_timeout_ms": kafka.request_timeout_ms,
@@ -73,9 +74,9 @@ def connection(kafka: KafkaSettings) -> dict[str, Any]:
 
 def new_consumer(kafka: KafkaSettings, **arguments: Any) -> KafkaConsumer:
     """A consumer that never commits by itself and creates no topic. Not thread-safe."""
-    with _connecting(kafka) as arguments_of_all:
+    with asking_user(kafka):
         return KafkaConsumer(
-            **arguments_of_all,
+            **connection(kafka),
             enable_auto_commit=False,
             allow_auto_create_topics=False,
             metrics_enabled=False,
@@ -85,9 +86,9 @@ def new_consumer(kafka: KafkaSettings, **arguments: Any) -> KafkaConsumer:
 
 def new_producer(kafka: KafkaSettings, **arguments: Any) -> KafkaProducer:
     """An idempotent producer (transactional with `transactional_id`) that creates no topic."""
-    with _connecting(kafka) as arguments_of_all:
+    with asking_user(kafka):
         producer = KafkaProducer(
-            **arguments_of_all,
+            **connection(kafka),
             allow_auto_create_topics=False,
             metrics_enabled=False,
             max_request_size=kafka.max_request_bytes,
@@ -125,29 +126,8 @@ def close_producer(producer: KafkaProducer, timeout_s: float) -> None:
 
 def new_admin(kafka: KafkaSettings) -> KafkaAdminClient:
     """An admin client."""
-    with _connecting(kafka) as arguments_of_all:
-        return KafkaAdminClient(**arguments_of_all)
-
-
-@contextmanager
-def _connecting(kafka: KafkaSettings) -> Iterator[dict[str, Any]]:
-    """`connection(kafka)`. What kafka-python has started of a client that cannot be made, it leaves running: a thread
-    and its sockets, which whoever tries again for hours would pile up.
-    """
-    started: list[Client] = []
-
-    def start(**configs: Any) -> Client:
-        started.append(Client(**configs))
-        return started[-1]
-
-    try:
-        with asking_user(kafka):
-            yield {**connection(kafka), "kafka_client": start}
-    except BaseException:
-        for client in started:
-            client.close()
-            client._net.stop(timeout_ms=1_000)
-        raise
+    with asking_user(kafka):
+        return KafkaAdminClient(**connection(kafka))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from twinlens.broker.client import naming_denials, new_admin, new_consumer
+from twinlens.errors import AskUser
 from twinlens.rates import ArrivalRate
 from twinlens.settings import Settings
 
@@ -23,7 +24,11 @@ class LagProbe:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._admin = new_admin(settings.kafka)
-        self._consumer: KafkaConsumer = new_consumer(settings.kafka)
+        try:
+            self._consumer: KafkaConsumer = new_consumer(settings.kafka)
+        except AskUser:
+            self._admin.close()
+            raise
 
     def lag(self) -> dict[int, int]:
         """Records behind the end of the log, per partition. Without a commit the whole partition counts.

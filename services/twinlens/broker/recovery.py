@@ -71,7 +71,7 @@ class Recovery:
         self._group = group
         self._own_id = own_id
         self._asked = threading.Event()
-        self._stopping = False
+        self._stopping = threading.Event()
 
     def ask(self) -> None:
         """Look for open transactions of dead members soon."""
@@ -79,7 +79,7 @@ class Recovery:
 
     def stop(self) -> None:
         """Let the thread end."""
-        self._stopping = True
+        self._stopping.set()
         self._asked.set()
 
     def run(self) -> None:
@@ -91,7 +91,7 @@ class Recovery:
         later_s: float | None = None
         while True:
             asked = self._asked.wait(later_s)
-            if self._stopping:
+            if self._stopping.is_set():
                 return
             later_s = self._kafka.session_timeout_ms / 1000 + LATER_S if asked else None
             self._asked.clear()
@@ -104,7 +104,7 @@ class Recovery:
             except KafkaError as error:
                 log.warning("open transactions not looked through yet", error=repr(error))
                 self._asked.set()
-                threading.Event().wait(RETRY_S)
+                self._stopping.wait(RETRY_S)
 
     def fence_the_dead(self) -> list[str]:
         """Abort the open transactions of members that have left; returns their transactional ids.
