@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import uuid
+from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
+from kafka.coordinator.consumer import ConsumerCoordinator
 
 from tests.conftest import ModelFolder
 from tests.integration.helpers import committed, lines, produce, running_replica, wait_until
 from twinlens.audit import audit
-from twinlens.broker import topics
+from twinlens.broker.client import new_admin
+from twinlens.broker.intake import POLL_MS
 from twinlens.inference.replica import Replica
 from twinlens.settings import Settings
 
@@ -18,19 +21,8 @@ pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 
 
 @pytest.fixture
-def settings(kafka: str, model_folder: ModelFolder) -> Settings:
-    name = f"rebalance-{uuid.uuid4().hex[:8]}"
-    settings = Settings.load(
-        {
-            "application": name,
-            "topics": {"input": name},
-            "kafka": {"bootstrap_servers": kafka, "session_timeout_ms": 6000},
-            "raw": {"model": str(model_folder())},
-            "batching": {"max_window_items": 20},
-        }
-    )
-    topics.create(settings, 4, 1)
-    return settings
+def settings(new_kafka_settings: Callable[..., Settings], model_folder: ModelFolder) -> Settings:
+    return new_kafka_settings(partitions=4, raw={"model": str(model_folder())}, batching={"max_window_items": 20})
 
 
 class Callbacks:
@@ -78,6 +70,25 @@ def test_a_second_member_takes_half_and_the_other_half_never_pauses(settings: Se
     report = audit(settings)
     assert report.clean
     assert (report.published, report.monitor_tweets) == (sent, sent)
+
+
+def test_partitions_that_are_added_are_read_however_long_the_group_takes(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kafka-python forgets such a join when it ends between two polls; every join here takes longer than one."""
+    join = ConsumerCoordinator._do_join_and_sync_async
+
+    async def slow_join(coordinator: Any) -> Any:
+        joined = await join(coordinator)
+        await coordinator._net.sleep(1.5 * POLL_MS / 1000)
+        return joined
+
+    monkeypatch.setattr(ConsumerCoordinator, "_do_join_and_sync_async", slow_join)
+    with running_replica(settings, "only") as replica, closing(new_admin(settings.kafka)) as admin:
+        wait_until(lambda: len(replica._intake._epochs) == 4, "the partitions there are")
+        admin.create_partitions({settings.topics.input: 6})
+        replica._intake._consumer._client.cluster.request_update()
+        wait_until(lambda: len(replica._intake._epochs) == 6, "those that were added, too")
 
 
 def test_a_static_member_that_restarts_gets_its_partitions_without_a_rebalance(settings: Settings) -> None:

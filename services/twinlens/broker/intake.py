@@ -32,7 +32,6 @@ POLL_MS = 100
 MAX_POLL_RECORDS = 500
 POLLS = 8  #: a poll may bring this part of `intake.max_buffered_bytes`
 MAX_PARTITION_FETCH_BYTES = 1024 * 1024
-
 MAX_HEARTBEAT_MS = 1_000  #: members hear of a rebalance with a heartbeat, so this is part of every hand-over
 
 Decode = Callable[[Sequence[Any]], list[Item]]  #: ConsumerRecords of one partition to items, in order
@@ -115,16 +114,16 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
     def read_again(self, abandoned: Mapping[Partition, Abandoned]) -> None:
         """Go back to the committed offsets; to the abandoned window's first ones where there is none yet."""
         for partition, what in abandoned.items():
-            self._errands.put(lambda partition=partition, what=what: self._seek_back(partition, what))  # type: ignore[misc]
+            self._errands.put(partial(self._seek_back, partition, what))
 
     def commit(self, window: Window, offsets: Mapping[Partition, SourceOffset]) -> None:
         """Commit a window's offsets outside a transaction (at-least-once delivery)."""
-        self._errands.put(lambda: self._commit(window, offsets))
+        self._errands.put(partial(self._commit, window, offsets))
 
     def measure(self, timeout_s: float) -> AssignedLag | None:
         """The lag of the partitions assigned now; None when the thread does not know it within `timeout_s`."""
         measured: Future[AssignedLag | None] = Future()
-        self._errands.put(lambda: self._measure(measured))
+        self._errands.put(partial(self._measure, measured))
         try:
             return measured.result(timeout_s)
         except TimeoutError:
@@ -160,6 +159,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def _poll(self) -> dict[TopicPartition, list[Any]]:
         """What passes by itself must not end the replica; what such a poll has taken with it is read again."""
+        self._keep_joining()
         try:
             return dict(self._consumer.poll(POLL_MS, self._poll_records))
         except TRANSIENT as error:
@@ -193,9 +193,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         """
         try:
             committed = self._committed(partition)
-        except AuthorizationError:
-            raise
-        except KafkaError as error:
+        except TRANSIENT as error:
             log.warning("committed metadata not known yet", partition=partition.partition, error=repr(error))
             return False
         # A broker may say null for "no metadata"; the embedded one keeps none of those sent in a transaction.
@@ -206,6 +204,15 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
     def _committed(self, partition: TopicPartition) -> OffsetAndMetadata | None:
         self._forget_answers()
         return self._consumer.committed(partition, metadata=True, timeout_ms=5_000)
+
+    def _keep_joining(self) -> None:
+        """kafka-python 3.0.12 forgets a join that was begun for new partitions of the topic when it ends between two
+        polls: the member then has no heartbeat and never learns its assignment. In Java `rejoinNeededOrPending` asks
+        for both (AbstractCoordinator.java).
+        """
+        coordinator = self._consumer._coordinator
+        if coordinator.rejoining:
+            coordinator.request_rejoin()
 
     def _forget_answers(self) -> None:
         """kafka-python 3.0.12 keeps the answer to a question for committed offsets whose asker gave up, and hands it to
@@ -242,13 +249,11 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
             return  # given up since then: whoever is assigned it reads from the committed offset
         try:
             committed = self._committed(partition)
-        except AuthorizationError:
-            raise
-        except KafkaError as error:
+        except TRANSIENT as error:
             # Meanwhile the epoch keeps what is polled of this partition out of the backlog.
             log.warning("committed offset not known yet", partition=partition.partition, error=repr(error))
             if not self._stopping.is_set():
-                self._later.append(lambda: self._seek_back(key, abandoned))
+                self._later.append(partial(self._seek_back, key, abandoned))
             return
         if self._backlog.epoch(key) != abandoned.epoch:
             return
