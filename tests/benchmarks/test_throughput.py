@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import platform
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.apache_kafka import apache_kafka, kafka_home
-from tests.serving import run, start_http
-from twinlens import records
-from twinlens.broker import topics
+from tests.benchmarks.system import CPUS, Broker, backlog, rate, real_kafka, running, tweets, wait_for
 from twinlens.broker.embedded import embedded_broker
-from twinlens.broker.feed import feed, new_feed_producer
-from twinlens.broker.reading import read_topics
 from twinlens.cli.demo import TWEETS
-from twinlens.cluster import local_cluster
 from twinlens.settings import Settings
-
-Broker = Callable[[], contextlib.AbstractContextManager[str]]
 
 REPETITIONS = 3
 COPIES = 4  #: of the demonstration tweets; the first is for warming up and does not count
-CPUS = len(os.sched_getaffinity(0))
 
 
 def limit(dtype: str) -> float:
@@ -41,22 +28,9 @@ def limit(dtype: str) -> float:
     return found["texts"] / statistics.median(found["seconds"])
 
 
-@contextlib.contextmanager
-def real_kafka() -> Iterator[str]:
-    """A broker from `KAFKA_HOME`; the benchmark is skipped where there is none."""
-    home = kafka_home()
-    if home is None:
-        pytest.skip("no KAFKA_HOME with java")
-    with apache_kafka(home) as cluster:
-        yield cluster.bootstrap()
-
-
 def twinlens(dtype: str, delivery: str = "exactly_once", broker: Broker = embedded_broker) -> float:
     """Tweets per second of the application, from the end of the first copy to the last commit."""
-    from twinlens.app import application
-
-    lines = TWEETS.read_bytes().splitlines()
-    total = COPIES * len(lines)
+    count = len(TWEETS.read_bytes().splitlines())
     with broker() as address:
         settings = Settings.load(
             {
@@ -66,34 +40,10 @@ def twinlens(dtype: str, delivery: str = "exactly_once", broker: Broker = embedd
                 "output": {"delivery": delivery},
             }
         )
-        topics.create(settings, 4, 1)
-        producer = new_feed_producer(settings.kafka)
-        feed(producer, "tweets", lines * COPIES, rate=0, key_field="id", go_on=lambda _: True)
-        producer.close()
-        with local_cluster(CPUS):
-            start_http()
-            handle = run(application(settings, ray_actor_options={"num_cpus": CPUS}), settings.application)
-            deadline = time.monotonic() + 300
-            while tweets(handle) < total:
-                assert time.monotonic() < deadline, "the application did not get through"
-                time.sleep(0.5)
-            done = sorted(
-                (r.published_at_ms, r.published)
-                for r in (
-                    records.decode_comparison(raw.value) for _, raw in read_topics(settings, ["tweets.comparisons"])
-                )
-            )
-    seen = 0
-    for at_ms, count in done:
-        seen += count
-        if seen >= len(lines):
-            warm_ms, warm = at_ms, seen
-            break
-    return (total - warm) / ((done[-1][0] - warm_ms) / 1000)
-
-
-def tweets(handle) -> int:
-    return json.loads(handle.view.remote().result())["summary"]["windows"]["all"]["published"]
+        backlog(settings, tweets(COPIES * count))
+        with running(settings) as handle:
+            wait_for(handle, COPIES * count)
+            return rate(settings, warm_up=count)
 
 
 @pytest.mark.benchmark
