@@ -20,9 +20,10 @@ from ray.serve.handle import DeploymentHandle
 
 from twinlens.dashboard.api import api, json_response
 from twinlens.logs import configure_logging
+from twinlens.metrics import ReplicaMetrics
 from twinlens.monitor.actor import Monitor as MonitorBody
 from twinlens.monitor.actor import now_ms
-from twinlens.settings import BatchingSettings, PredictSettings, Settings
+from twinlens.settings import BatchingSettings, PredictSettings, RawSettings, Settings
 
 HEALTH: dict[str, Any] = {"health_check_period_s": 2, "health_check_timeout_s": 30}
 
@@ -55,20 +56,23 @@ class ReplicaDeployment:
         # A replica that replaces another gets its rank, and so as a static member its partitions, without a rebalance.
         instance_id = f"{settings.application}-{context.rank.rank}" if settings.kafka.static_membership else None
         self._replica = Replica(
-            settings.with_secrets(), f"{settings.application}-{context.replica_id.unique_id}", instance_id
+            settings.with_secrets(),
+            f"{settings.application}-{context.replica_id.unique_id}",
+            instance_id,
+            ReplicaMetrics(),
         )
         self._replica.start()
         # Ray's worker turns SIGTERM into sys.exit, without the drain that calls __del__.
         atexit.register(self._replica.stop)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Settings that may change on a running replica: `batching`, and `predict`'s pipeline arguments."""
-        if unknown := set(user_config) - {"batching", "predict"}:
-            raise ValueError(f"user_config may hold batching and predict, not {', '.join(sorted(unknown))}")
-        settings = self._settings
+        """What may change on a running replica: `batching`, pipeline arguments, batch limits of both paths."""
+        sections = {"batching": BatchingSettings, "raw": RawSettings, "predict": PredictSettings}
+        if unknown := set(user_config) - set(sections):
+            raise ValueError(f"user_config may hold batching, raw and predict, not {', '.join(sorted(unknown))}")
+        now = self._settings.model_dump(include=set(sections))
         self._replica.reconfigure(
-            BatchingSettings(**{**settings.batching.model_dump(), **user_config.get("batching", {})}),
-            PredictSettings(**{**settings.predict.model_dump(), **user_config.get("predict", {})}),
+            **{name: kind(**{**now[name], **user_config.get(name, {})}) for name, kind in sections.items()}
         )
 
     def check_health(self) -> None:

@@ -15,6 +15,7 @@ from twinlens.broker.reading import read_topics
 from twinlens.cli.demo import TWEETS
 from twinlens.errors import ReplaceReplica
 from twinlens.inference.replica import Replica
+from twinlens.inference.report import WindowReport
 from twinlens.monitor.actor import Monitor
 from twinlens.settings import Settings
 
@@ -44,9 +45,14 @@ def produce(settings: Settings, records: Iterable[tuple[bytes | None, bytes | No
 
 
 @contextlib.contextmanager
-def running_replica(settings: Settings, name: str = "replica-a", instance_id: str | None = None) -> Iterator[Replica]:
+def running_replica(
+    settings: Settings,
+    name: str = "replica-a",
+    instance_id: str | None = None,
+    observe: Callable[[WindowReport], None] = lambda _: None,
+) -> Iterator[Replica]:
     torch.set_num_threads(2)
-    replica = Replica(settings, name, instance_id)
+    replica = Replica(settings, name, instance_id, observe)
     replica.start()
     try:
         yield replica

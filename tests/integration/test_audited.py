@@ -58,7 +58,7 @@ def run(broker: str) -> Run:
         produce(settings, stream[:FIRST])
         wait_until(lambda: committed(settings, replica) >= FIRST, "those in full mode")
         changed = settings.predict.model_copy(update={"mode": "audited", "audit_share": SHARE})
-        replica.reconfigure(settings.batching, changed)
+        replica.reconfigure(settings.batching, settings.raw, changed)
         produce(settings, stream[FIRST:])
         wait_until(lambda: committed(settings, replica) >= len(stream), "those in audited mode")
     found = published(settings, "predictions", "divergences", "comparisons")
@@ -157,4 +157,6 @@ def test_two_models_cannot_become_audited() -> None:
     settings = Settings.load({"predict": {"revision": "other"}})
     replica: Any = SimpleNamespace(_settings=settings)  # it refuses before it needs more
     with pytest.raises(ValueError, match="same model and revision"):
-        Replica.reconfigure(replica, settings.batching, settings.predict.model_copy(update={"mode": "audited"}))
+        Replica.reconfigure(
+            replica, settings.batching, settings.raw, settings.predict.model_copy(update={"mode": "audited"})
+        )

@@ -23,6 +23,8 @@ from tests.integration.helpers import (
 )
 from twinlens import records
 from twinlens.audit import audit
+from twinlens.inference.batching import Reason
+from twinlens.inference.report import WindowReport
 from twinlens.monitor.divergence import State
 from twinlens.monitor.statistics import RateDetector
 from twinlens.settings import DEMO_MODEL, PredictSettings, Settings
@@ -235,6 +237,37 @@ def test_cls_vector_and_all_scores_are_published_on_request(new_settings: NewSet
         assert (record.scores[0].label, record.scores[0].score) == (record.label, record.score)
 
 
+def test_limits_change_while_it_runs_and_no_record_is_dropped(new_settings: NewSettings) -> None:
+    settings = new_settings(partitions=1)
+    reports: list[WindowReport] = []
+    with running_replica(settings, observe=reports.append) as replica:
+        first = produce(settings, [(None, line, []) for line in lines(200)])
+        wait_until(lambda: committed(settings, replica) >= first, "the first half")
+        wait_until(lambda: sum(report.tweets for report in reports) == first, "all of it observed")
+        batching = settings.batching.model_copy(update={"max_window_items": 20, "latency_objective_ms": 1e9})
+        raw, predict = (path.model_copy(update={"max_batch_items": 5}) for path in (settings.raw, settings.predict))
+        replica.reconfigure(batching, raw, predict)
+        before = len(reports)
+        both = first + produce(settings, [(None, line, []) for line in lines(200)])
+        wait_until(lambda: committed(settings, replica) >= both, "the second half")
+        for changed in ({"max_length": 8}, {"model": "another"}):
+            with pytest.raises(ValueError, match="only max_batch_items and max_batch_tokens"):
+                replica.reconfigure(batching, settings.raw.model_copy(update=changed), predict)
+        too_many = batching.model_copy(update={"max_window_items": settings.intake.max_buffered_items + 1})
+        with pytest.raises(ValueError, match="max_buffered_items"):
+            replica.reconfigure(too_many, raw, predict)
+    assert audit(settings).clean
+    after = reports[before:]
+    assert sum(report.tweets for report in after) == 200
+    assert max(report.tweets for report in after) == 20
+    assert Reason.FULL in {report.dispatch.reason for report in after}
+    for name, decode in (("logits", records.decode_logits), ("predictions", records.decode_prediction)):
+        batches = [decode(raw.value).batch for raw in published(settings, name)[name]]
+        assert all(batch is not None for batch in batches)
+        assert max(batch.size for batch in batches[:first]) > 5
+        assert max(batch.size for batch in batches[first:]) == 5
+
+
 def test_reconfigure_changes_the_pipeline_from_the_next_window_on(new_settings: NewSettings) -> None:
     """The change comes while compute waits for that window."""
     settings = new_settings()
@@ -245,7 +278,7 @@ def test_reconfigure_changes_the_pipeline_from_the_next_window_on(new_settings: 
         def draw_and_change(*arguments: Any) -> Any:
             window = draw(*arguments)
             if window is not None and changes:
-                replica.reconfigure(settings.batching, changes.pop())
+                replica.reconfigure(settings.batching, settings.raw, changes.pop())
             return window
 
         replica._backlog.draw = draw_and_change  # type: ignore[method-assign]
@@ -255,7 +288,9 @@ def test_reconfigure_changes_the_pipeline_from_the_next_window_on(new_settings: 
         both = first + produce(settings, [(None, line, []) for line in lines(100)])
         wait_until(lambda: committed(settings, replica) >= both, "the second half")
         with pytest.raises(ValueError, match="deploy anew"):
-            replica.reconfigure(settings.batching, settings.predict.model_copy(update={"dtype": "bfloat16"}))
+            replica.reconfigure(
+                settings.batching, settings.raw, settings.predict.model_copy(update={"dtype": "bfloat16"})
+            )
     report = audit(settings)
     assert report.clean
     assert report.published == both

@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twinlens.inference.batching import CostModel, Limits, predicted_cost, split, window_size
+from twinlens.inference.batching import (
+    WASTE,
+    CostModel,
+    Forward,
+    Limits,
+    Reason,
+    Vector,
+    predicted_cost,
+    split,
+    window_seconds,
+    window_size,
+)
 
 Batches = list[list[int]]
 
@@ -238,28 +249,61 @@ class TestCostModel:
         assert other.coefficients.tolist() == CostModel().coefficients.tolist()
 
 
+rising = st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=60).map(np.cumsum)
+
+
 class TestWindowSize:
-    @given(
-        lengths=st.lists(st.integers(1, 512), min_size=1, max_size=60),
-        seconds_per_token=st.floats(1e-7, 1e-2),
-        budget_s=st.floats(1e-4, 10.0),
-    )
-    def test_the_largest_that_fits_or_one(self, lengths: list[int], seconds_per_token: float, budget_s: float) -> None:
-        size = window_size(lengths, seconds_per_token, budget_s)
-        assert 1 <= size <= len(lengths)
-        if size > 1:
-            assert sum(lengths[:size]) * seconds_per_token <= budget_s * (1 + 1e-9)
-        if size < len(lengths):
-            assert sum(lengths[: size + 1]) * seconds_per_token >= budget_s * (1 - 1e-9)
+    @given(seconds=rising, budget_s=st.floats(-10.0, 60.0))
+    def test_it_ends_in_time_or_is_as_large_as_it_may_be(self, seconds: Vector, budget_s: float) -> None:
+        size, reason = window_size(seconds, budget_s)
+        assert 1 <= size <= len(seconds)
+        if reason is Reason.BEHIND:
+            assert size == len(seconds)
+            assert seconds[-1] > budget_s
+        else:
+            assert seconds[size - 1] <= budget_s
+        if reason is Reason.DEADLINE:
+            assert seconds[size] > budget_s
 
-    @given(
-        lengths=st.lists(st.integers(1, 512), min_size=1, max_size=60),
-        budgets=st.tuples(st.floats(1e-4, 10.0), st.floats(1e-4, 10.0)).map(sorted),
-    )
-    def test_more_budget_never_means_fewer_texts(self, lengths: list[int], budgets: list[float]) -> None:
-        less, more = (window_size(lengths, 1e-4, budget) for budget in budgets)
-        assert less <= more
+    @given(seconds=rising, budget_s=st.floats(0.0, 60.0))
+    def test_a_window_cut_for_the_deadline_is_worth_its_fixed_price(self, seconds: Vector, budget_s: float) -> None:
+        size, reason = window_size(seconds, budget_s)
+        if reason is Reason.DEADLINE:
+            smaller = seconds[:size] / np.arange(1, size + 1)
+            assert smaller.min() <= WASTE * seconds[-1] / len(seconds)
 
-    @given(lengths=st.lists(st.integers(1, 512), max_size=60), budget_s=st.floats(-100.0, 0.0))
-    def test_all_of_them_when_the_objective_is_broken_anyway(self, lengths: list[int], budget_s: float) -> None:
-        assert window_size(lengths, 1e-4, budget_s) == len(lengths)
+    @given(seconds=rising, budget_s=st.floats(-100.0, 0.0))
+    def test_all_of_them_when_the_objective_is_broken_anyway(self, seconds: Vector, budget_s: float) -> None:
+        assert window_size(seconds, budget_s) == (len(seconds), Reason.BEHIND)
+
+    def test_what_decides(self) -> None:
+        seconds = np.array([1.0, 1.1, 1.2, 1.3])  # a fixed price of 0.9
+        assert window_size(seconds, 1.3) == (4, Reason.DRAINED)
+        assert window_size(seconds, 1.25) == (3, Reason.DEADLINE)
+        assert window_size(seconds, 1.15) == (4, Reason.BEHIND)
+
+
+class TestWindowSeconds:
+    @given(lengths=st.lists(st.integers(0, 600), min_size=1, max_size=80), cost=costs, limits=limits)
+    def test_more_texts_take_longer_and_no_split_is_faster(
+        self, lengths: list[int], cost: CostModel, limits: Limits
+    ) -> None:
+        seconds = window_seconds(lengths, [Forward(cost, limits)])
+        assert (np.diff(seconds) > 0).all()
+        assert seconds[-1] <= predicted_cost(lengths, split(lengths, cost, limits), cost) * (1 + 1e-9)
+
+    @given(lengths=st.lists(st.integers(1, 600), min_size=1, max_size=80), cost=costs, limits=limits)
+    def test_two_paths_add_up_and_a_sample_costs_less(
+        self, lengths: list[int], cost: CostModel, limits: Limits
+    ) -> None:
+        one = window_seconds(lengths, [Forward(cost, limits)])
+        both = window_seconds(lengths, [Forward(cost, limits), Forward(cost, limits)])
+        audited = window_seconds(lengths, [Forward(cost, limits), Forward(cost, limits, share=0.05)])
+        assert both == pytest.approx(2 * one)
+        assert (one <= audited).all()
+        assert (audited <= both).all()
+
+    def test_texts_of_one_length(self) -> None:
+        cost = CostModel(np.array([1.0, 0.1, 0.01]))
+        seconds = window_seconds([10] * 3, [Forward(cost, Limits(2, 1_000))])
+        assert seconds.tolist() == pytest.approx([1 + 2, 1 + 4, 2 + 6])

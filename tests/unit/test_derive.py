@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.observed import BROKEN, item, items_of, observed
+from twinlens.inference.batching import Reason
 from twinlens.inference.compare import compare
 from twinlens.inference.counting import ComparedWindow
 from twinlens.inference.derive import derive, sampled
 from twinlens.inference.observations import Batch
 from twinlens.inference.outputs import OutputWriter
+from twinlens.inference.report import Dispatch
 from twinlens.monitor.statistics import confidence_sequence
 from twinlens.records import (
     PredictionMode,
@@ -120,7 +122,7 @@ def audited_window(top_k: int | None = None) -> ComparedWindow:
     predict.top[3:] = predict.batch_of[3:] = -1
     derive(raw, predict, np.array([3, 4, 5]))
     window = Window(1, tweets, {("tweets", 0): 0, ("tweets", 1): 0})
-    return ComparedWindow(window, raw, predict, compare(raw, predict, 1.0), 0.1)
+    return ComparedWindow(window, raw, predict, compare(raw, predict, 1.0), 0.1, Dispatch(Reason.DRAINED, 0.0, 0.0), {})
 
 
 def predictions(done: ComparedWindow) -> list[PredictionRecord]:

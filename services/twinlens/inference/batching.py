@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ import numpy.typing as npt
 FORGETTING = 0.99  #: a timing 100 passes ago counts for a third
 NOISE = 0.1  #: variance of a timing, relative to its prediction
 OUTLIER_RATIO = 3.0  #: a pass that took longer than this many times the prediction counts as that long
+WASTE = 1.25  #: seconds per text of the smallest window worth drawing, relative to the largest one's
 
 Vector = npt.NDArray[np.float64]
 
@@ -112,13 +114,52 @@ def predicted_cost(lengths: Sequence[int], batches: Sequence[Sequence[int]], cos
     return float(sum(float(cost.predict(len(batch), max(1, *(lengths[i] for i in batch)))) for batch in batches))
 
 
-def window_size(lengths: Sequence[int], seconds_per_token: float, budget_s: float) -> int:
-    """How many of the waiting texts, oldest first, fit into `budget_s`; all of them when the budget is gone.
+@dataclass(frozen=True)
+class Forward:
+    """One path's part in a window."""
 
-    When the backlog already breaks the latency objective, a smaller window would not save it: the largest window has
-    the best throughput and drains the backlog soonest.
+    cost: CostModel
+    limits: Limits
+    share: float = 1.0  #: of the texts that go through this path
+
+
+def window_seconds(lengths: Sequence[int], forwards: Sequence[Forward]) -> Vector:
+    """[n] predicted seconds of windows of the first 1, 2 ... n texts, all paths together.
+
+    As if the batches had no padding and were as large as they may be: what padding and more passes add is a factor
+    that hardly depends on the window, and is learned as such (`compute.Compute`).
     """
-    if budget_s <= 0 or not lengths:
-        return len(lengths)
-    spent = np.cumsum(np.asarray(lengths, dtype=np.float64)) * seconds_per_token
-    return max(1, int(np.searchsorted(spent, budget_s, side="right")))
+    row = np.maximum(np.asarray(lengths, np.float64), 1.0)
+    seconds = np.zeros(len(row))
+    for forward in forwards:
+        c0, c1, c2 = forward.cost.coefficients
+        passes = np.maximum(1 / forward.limits.max_items, np.minimum(1.0, row / forward.limits.max_tokens))
+        seconds += c0 * np.ceil(forward.share * np.cumsum(passes) - 1e-9)
+        seconds += forward.share * np.cumsum(c1 * row + c2 * row**2)
+    return seconds
+
+
+class Reason(StrEnum):
+    """Why a window has the size that it has."""
+
+    DRAINED = "drained"  #: all that waited
+    FULL = "full"  #: as much as a window holds
+    DEADLINE = "deadline"  #: as many as end within the latency objective of the oldest
+    BEHIND = "behind"  #: that would be too few to be worth a window: as much as it holds, for the best throughput
+
+
+def window_size(seconds: Vector, budget_s: float) -> tuple[int, Reason]:
+    """How many of the waiting texts, oldest first, make a window. `seconds` is that of `window_seconds`, not empty.
+
+    When the backlog already breaks the latency objective, a smaller window would not save it: the largest one has the
+    best throughput and drains the backlog soonest. It is broken, too, where the budget only has room for windows that
+    spend a good part of their time on the fixed price of a pass.
+    """
+    count = len(seconds)
+    if seconds[-1] <= budget_s:
+        return count, Reason.DRAINED
+    per_text = seconds / np.arange(1, count + 1)
+    useful = int(np.argmax(per_text <= WASTE * per_text[-1])) + 1
+    if seconds[useful - 1] > budget_s:
+        return count, Reason.BEHIND
+    return int(np.searchsorted(seconds, budget_s, side="right")), Reason.DEADLINE

@@ -9,7 +9,16 @@ from collections.abc import Sequence
 import numpy as np
 import structlog
 
-from twinlens.inference.batching import CostModel, Limits, split, window_size
+from twinlens.inference.batching import (
+    OUTLIER_RATIO,
+    CostModel,
+    Forward,
+    Limits,
+    Reason,
+    split,
+    window_seconds,
+    window_size,
+)
 from twinlens.inference.compare import compare
 from twinlens.inference.counting import ComparedWindow
 from twinlens.inference.derive import derive, sampled
@@ -18,13 +27,13 @@ from twinlens.inference.noise import NoiseFloor
 from twinlens.inference.observations import Observations
 from twinlens.inference.predict import PredictPath
 from twinlens.inference.raw import RawPath, RawTokenizer
-from twinlens.settings import BatchingSettings, PathSettings, PredictSettings, Settings
+from twinlens.inference.report import Dispatch, PathWork
+from twinlens.settings import BatchingSettings, PathSettings, PredictSettings, RawSettings, Settings
 from twinlens.window import Item, Window
 
 log = structlog.get_logger(__name__)
 
-FIRST_SECONDS_PER_TOKEN = 1e-4  #: before the first window; each one corrects it
-LEARNING_RATE = 0.2  #: weight of the newest window in the seconds per token
+LEARNING_RATE = 0.2  #: weight of the newest window in what is learned of windows as a whole
 
 
 class Compute:
@@ -36,6 +45,7 @@ class Compute:
     def __init__(self, settings: Settings, name: str) -> None:
         self._settings = settings
         self._batching = settings.batching
+        self._raw_settings = settings.raw
         self._predict_settings = settings.predict
         device = resolve_device(settings.device)
         raw, predict = ((*settings.model_of(path), path.dtype) for path in (settings.raw, settings.predict))
@@ -45,35 +55,44 @@ class Compute:
         self._raw = RawPath(raw_model, settings.raw)
         self._predict = PredictPath(predict_model, settings.predict)
         self._raw_cost, self._predict_cost = CostModel(), CostModel()
-        self._seconds_per_token = FIRST_SECONDS_PER_TOKEN  # both paths together, exponentially weighted
+        self._overhead = 1.0  # a window's seconds, relative to those of its passes without padding
+        self._dispatch = Dispatch(Reason.DRAINED, 0.0, 0.0)  # of the window that was drawn last
+        self.publish_s = 0.0  #: what committing a window takes; set by the thread that does it
         self._noise = NoiseFloor(settings.compare.noise_floor_share, random.Random(name))
 
     @property
     def max_window_items(self) -> int:
         return self._batching.max_window_items
 
-    def reconfigure(self, batching: BatchingSettings, predict: PredictSettings) -> None:
-        """From the next window on."""
+    def reconfigure(self, batching: BatchingSettings, raw: RawSettings, predict: PredictSettings) -> None:
+        """From the next window on. Of `raw` only the limits of a batch count."""
         self._batching = batching
+        self._raw_settings = raw
         if predict != self._predict_settings:
             self._predict.reconfigure(predict)
             self._predict_settings = predict
 
-    def take(self, candidates: Sequence[Item], now_s: float) -> int:
-        """How many of the waiting items fit into what is left of the oldest one's latency objective."""
+    def take(self, candidates: Sequence[Item], waiting: int, now_s: float) -> int:
+        """How many of the candidates, which are all or some of the `waiting` ones, make the next window."""
         age_s = max(0.0, now_s - min(item.timestamp_ms for item in candidates) / 1000)
-        budget_s = self._batching.latency_objective_ms / 1000 - age_s
-        lengths = [max(item.token_count, 1) for item in candidates]
-        return window_size(lengths, self._seconds_per_token, budget_s)
+        budget_s = self._batching.latency_objective_ms / 1000 - age_s - self.publish_s
+        seconds = self._overhead * window_seconds([item.token_count for item in candidates], self._forwards())
+        size, reason = window_size(seconds, budget_s)
+        if reason is Reason.DRAINED and waiting > size:
+            reason = Reason.FULL
+        self._dispatch = Dispatch(reason, age_s, float(seconds[size - 1]))
+        return size
 
     def run(self, window: Window) -> ComparedWindow:
-        """Observe the window's tweets by both paths, and compare."""
+        """Observe the window's tweets by both paths, compare, and learn what it took."""
         start = time.perf_counter()
         tweets = window.tweets
         lengths = [item.token_count for item in tweets]
-        raw_limits = _limits(self._settings.raw, self._raw.can_batch)
-        raw = self._raw.observe(tweets, split(lengths, self._raw_cost, raw_limits))
+        forwards = self._forwards()
+        expected_s = float(window_seconds(lengths, forwards)[-1]) if lengths else 0.0
+        raw = self._raw.observe(tweets, split(lengths, self._raw_cost, forwards[0].limits))
         predict = self._predictions(tweets, raw)
+        paths = {"raw": PathWork.of(raw, self._raw_cost), "predict": PathWork.of(predict, self._predict_cost)}
         for cost, batches in ((self._raw_cost, raw.batches), (self._predict_cost, predict.batches)):
             for batch in batches:
                 cost.learn(batch.size, batch.padded_tokens, batch.seconds)
@@ -82,9 +101,19 @@ class Compute:
         for path, seen in (("raw", raw), ("predict", predict)):
             self._log_errors(path, tweets, seen)
         seconds = time.perf_counter() - start
-        if tokens := sum(lengths):
-            self._seconds_per_token += LEARNING_RATE * (seconds / tokens - self._seconds_per_token)
-        return ComparedWindow(window, raw, predict, comparison, seconds)
+        if expected_s:
+            ratio = min(seconds / expected_s, OUTLIER_RATIO * self._overhead)
+            self._overhead += LEARNING_RATE * (ratio - self._overhead)
+        return ComparedWindow(window, raw, predict, comparison, seconds, self._dispatch, paths)
+
+    def _forwards(self) -> tuple[Forward, Forward]:
+        """Raw and predict: the costs, limits and shares that hold for the next window."""
+        raw, predict = self._raw_settings, self._predict_settings
+        share = predict.audit_share if predict.mode == "audited" else 1.0
+        return (
+            Forward(self._raw_cost, _limits(raw, self._raw.can_batch)),
+            Forward(self._predict_cost, _limits(predict, self._predict.can_batch), share),
+        )
 
     def _predictions(self, tweets: Sequence[Item], raw: Observations) -> Observations:
         """The pipeline on all tweets, or in audited mode on a sample of them; the others are derived from `raw`."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from twinlens.inference.compare import Comparison
 from twinlens.inference.observations import Observations
+from twinlens.inference.report import Dispatch, PathWork
 from twinlens.records import Cause, ComparisonRecord, Histogram, Tally
 from twinlens.sketch import histogram
 from twinlens.window import Item, Partition, Window
@@ -29,6 +30,8 @@ class ComparedWindow:
     predict: Observations
     comparison: Comparison
     compute_s: float
+    dispatch: Dispatch
+    paths: dict[str, PathWork]  #: by name, `raw` and `predict`
 
 
 def comparison_records(

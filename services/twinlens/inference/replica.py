@@ -32,8 +32,9 @@ from twinlens.inference.counting import ComparedWindow
 from twinlens.inference.decoder import Decoder
 from twinlens.inference.outputs import OutputWriter
 from twinlens.inference.refusals import RefusalLimit, encode
+from twinlens.inference.report import WindowReport
 from twinlens.rates import ServiceRate
-from twinlens.settings import ONE_MODEL, BatchingSettings, PredictSettings, Settings
+from twinlens.settings import ONE_MODEL, BatchingSettings, PredictSettings, RawSettings, Settings
 from twinlens.threads import WatchedThread
 from twinlens.window import Backlog, Item, Window
 
@@ -43,14 +44,26 @@ DRAW_TIMEOUT_S = 0.2
 MEASURE_TIMEOUT_S = 5.0  #: for the intake thread to measure the lag
 LEAVE_S = 10.0  #: for the intake thread to leave the group
 MAX_REDONE = 12  #: aborted windows in a row, some 15 s, after which another replica shall try
+PUBLISH_RATE = 0.2  #: weight of the newest window in what publishing one takes
+RAW_CHANGES = {"max_batch_items", "max_batch_tokens"}  #: what may change of `raw` on a running replica
 
 
 class Replica:
-    """Wires the stages together. `name` is unique among living replicas; `instance_id` makes it a static member."""
+    """Wires the stages together. `name` is unique among living replicas; `instance_id` makes it a static member.
 
-    def __init__(self, settings: Settings, name: str, instance_id: str | None = None) -> None:
+    `observe` is called with every committed window, by the thread that has committed it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        name: str,
+        instance_id: str | None = None,
+        observe: Callable[[WindowReport], None] = lambda _: None,
+    ) -> None:
         self.name = name
         self._settings = settings
+        self._observe = observe
         access.check_application(settings)
         self._compute = Compute(settings, name)
         self._writer = OutputWriter(settings, name)
@@ -135,15 +148,19 @@ class Replica:
             service_records_per_s=self._service_rate.records_per_s,
         )
 
-    def reconfigure(self, batching: BatchingSettings, predict: PredictSettings) -> None:
-        """Take other window limits and pipeline arguments from the next window on; no record is dropped."""
-        fixed = ("model", "revision", "dtype")
-        if any(getattr(predict, name) != getattr(self._settings.predict, name) for name in fixed):
+    def reconfigure(self, batching: BatchingSettings, raw: RawSettings, predict: PredictSettings) -> None:
+        """Take other window and batch limits and pipeline arguments from the next window on; no record is dropped."""
+        now = self._settings
+        fixed = {"model", "revision", "dtype"}
+        if any(getattr(predict, name) != getattr(now.predict, name) for name in fixed):
             raise ValueError("predict.model, revision and dtype cannot change on a running replica; deploy anew")
-        if predict.mode == "audited" and not self._settings.one_model:
+        if raw.model_dump(exclude=RAW_CHANGES) != now.raw.model_dump(exclude=RAW_CHANGES):
+            raise ValueError(f"of raw only {' and '.join(sorted(RAW_CHANGES))} can change on a running replica")
+        if batching.max_window_items > now.intake.max_buffered_items:
+            raise ValueError("batching.max_window_items may not exceed intake.max_buffered_items")
+        if predict.mode == "audited" and not now.one_model:
             raise ValueError(ONE_MODEL)
-
-        self._changes.put(lambda: self._compute.reconfigure(batching, predict))
+        self._changes.put(lambda: self._compute.reconfigure(batching, raw, predict))
 
     def _run_compute(self) -> None:
         """The compute thread: draw, observe twice, compare, hand over; ends when stopped."""
@@ -195,11 +212,17 @@ class Replica:
         window = done.window
         if not self._backlog.current(window):
             raise RedoWindow("its partitions were revoked")
+        start = time.perf_counter()
         refusals = self._refusals.after(window)
         offsets = {p: SourceOffset(offset, encode(refusals[p])) for p, offset in window.next_offsets.items()}
         records = self._writer.records(done, now_ms=time.time_ns() // 1_000_000)
         self._publisher.publish(records, offsets, lambda: self._claim(window))
         self._refusals.committed(refusals)
+        publish_s = time.perf_counter() - start
+        self._compute.publish_s += PUBLISH_RATE * (publish_s - self._compute.publish_s)
+        tweets = len(done.comparison.verdicts)
+        refused = len(window.items) - tweets
+        self._observe(WindowReport(tweets, refused, done.dispatch, done.compute_s, publish_s, done.paths))
         if self._commit_outside is None:
             self._backlog.finish(window)
         else:
@@ -210,7 +233,7 @@ class Replica:
         return metadata if is_member(metadata) and self._backlog.current(window) else None
 
     def _take(self, candidates: Sequence[Item]) -> int:
-        return self._compute.take(candidates, now_s=time.time())
+        return self._compute.take(candidates, self._backlog.items, now_s=time.time())
 
     def _apply_changes(self) -> None:
         while not self._changes.empty():
