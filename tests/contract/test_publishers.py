@@ -196,7 +196,7 @@ def test_a_window_is_not_committed_without_a_record_that_the_client_gave_up(
 
 def test_a_member_without_a_generation_cannot_commit() -> None:
     """Between an eviction and its callback kafka-python has no generation, and the broker checks none then."""
-    from twinlens.inference.replica import is_member
+    from twinlens.broker.membership import is_member
 
     assert not is_member(ConsumerGroupMetadata("group"))
     assert not is_member(ConsumerGroupMetadata("group", 3, ""))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from kafka import TopicPartition
+from kafka.coordinator.base import Generation
 from kafka.errors import KafkaTimeoutError, NotLeaderForPartitionError
 from kafka.future import Future
 from kafka.structs import OffsetAndMetadata
@@ -14,6 +15,7 @@ from kafka.structs import OffsetAndMetadata
 from tests.conftest import ModelFolder
 from tests.integration.helpers import committed, lines, produce, running_replica, wait_until
 from twinlens.audit import audit
+from twinlens.broker.assignor import SoleOwnerAssignor
 from twinlens.inference.replica import Replica
 from twinlens.settings import Settings
 
@@ -45,6 +47,48 @@ def test_an_old_answer_is_not_taken_for_the_committed_offset(settings: Settings)
         intake._consumer._coordinator._offset_fetch_futures[frozenset([partition])] = old
         found = in_its_thread(replica, lambda: intake._committed(partition))
     assert found.offset == sent
+
+
+def test_a_member_that_was_replaced_without_a_word_starts_over(settings: Settings) -> None:
+    """kafka-python calls no callback when it learns of an eviction from the answer to its own join."""
+    sent = feed(settings, 100)
+    with running_replica(settings) as replica:
+        wait_until(lambda: committed(settings, replica) >= sent, "all committed")
+        intake, partition = replica._intake, (settings.topics.input, 0)
+
+        def evict() -> None:
+            coordinator = intake._consumer._coordinator
+            known = coordinator._generation
+            coordinator._generation = Generation(known.generation_id, "somebody-else", known.protocol)
+            coordinator.request_rejoin()
+
+        assert intake.group_metadata() is not None
+        in_its_thread(replica, evict)
+        wait_until(lambda: replica._backlog.epoch(partition) == 1, "it starts over")
+        sent += feed(settings, 100)
+        wait_until(lambda: committed(settings, replica) >= sent, "it goes on")
+        assert intake.group_metadata() is not None
+    report = audit(settings)
+    assert report.clean
+    assert report.published == sent
+
+
+def test_a_member_that_was_evicted_claims_nothing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    claims: list[list[Any]] = []
+    metadata = SoleOwnerAssignor.metadata
+
+    def look(assignor: SoleOwnerAssignor, topics: Any) -> Any:
+        found = metadata(assignor, topics)
+        claims.append(list(found.owned_partitions))
+        return found
+
+    monkeypatch.setattr(SoleOwnerAssignor, "metadata", look)
+    with running_replica(settings) as replica:
+        wait_until(lambda: bool(replica._intake._epochs), "partitions")
+        before = len(claims)
+        in_its_thread(replica, replica._intake._consumer._coordinator.reset_generation)
+        wait_until(lambda: len(claims) > before and bool(replica._intake._epochs), "partitions again")
+    assert claims[before] == []
 
 
 def test_a_poll_that_fails_for_a_moment_costs_nothing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,19 +9,20 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
 import structlog
 from kafka import ConsumerGroupMetadata, ConsumerRebalanceListener, KafkaConsumer, TopicPartition
-from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.errors import AuthorizationError, KafkaError
 from kafka.structs import OffsetAndMetadata
 
+from twinlens.broker.assignor import SoleOwnerAssignor
 from twinlens.broker.client import TRANSIENT, naming_denials, new_consumer
 from twinlens.broker.lag import AssignedLag, LagMeter
+from twinlens.broker.membership import Membership
 from twinlens.broker.publisher import SourceOffset
 from twinlens.settings import Settings
 from twinlens.window import Abandoned, Backlog, Item, Partition, Window
@@ -74,6 +75,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         self._poll_records = 1  # of the next poll; nothing is known of the records' size yet
         self._later: list[Callable[[], None]] = []  # errands to try again after the next poll
         self._epochs: dict[Partition, int] = {}  # epoch under which the consumer's position was set
+        assignor = SoleOwnerAssignor()
         self._consumer: KafkaConsumer = new_consumer(
             kafka,
             client_id=client_id,
@@ -81,13 +83,14 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
             group_instance_id=instance_id,
             auto_offset_reset=kafka.auto_offset_reset,
             isolation_level="read_committed",
-            partition_assignment_strategy=[CooperativeStickyAssignor()],
+            partition_assignment_strategy=[assignor],
             session_timeout_ms=kafka.session_timeout_ms,
             heartbeat_interval_ms=min(kafka.session_timeout_ms // 3, MAX_HEARTBEAT_MS),
             max_poll_interval_ms=kafka.max_poll_interval_ms,
             fetch_max_bytes=self._poll_bytes,
             max_partition_fetch_bytes=min(MAX_PARTITION_FETCH_BYTES, self._poll_bytes),
         )
+        self._membership = Membership(self._consumer, assignor)
         self._meter = LagMeter(self._consumer, self._topic)
 
     def run(self) -> None:
@@ -107,9 +110,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         """Ask the thread to end; windows that were committed stay committed."""
         self._stopping.set()
 
-    def group_metadata(self) -> ConsumerGroupMetadata:
-        """Member and generation as of now (KIP-447). Read it before asking whether a window is still current."""
-        return self._consumer.group_metadata()
+    def group_metadata(self) -> ConsumerGroupMetadata | None:
+        """As `Membership.metadata`. Read it before asking whether a window is still current."""
+        return self._membership.metadata()
 
     def read_again(self, abandoned: Mapping[Partition, Abandoned]) -> None:
         """Go back to the committed offsets; to the abandoned window's first ones where there is none yet."""
@@ -133,11 +136,12 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
     # The three methods below are called by kafka-python within poll().
 
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        self._forget_answers()
+        self._membership.forget_answers()
         partitions = [_key(partition) for partition in assigned]
         for partition in partitions:
             self._epochs[partition] = self._backlog.epoch(partition)
         self._resumed.difference_update(partitions)
+        self._membership.assigned()
         if partitions:
             self._assigned()
         log.info("partitions assigned", partitions=sorted(p for _, p in self._epochs))
@@ -150,8 +154,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         if partitions:
             log.info("partitions revoked", partitions=sorted(p for _, p in partitions), windows_finished=finished)
 
-    def on_partitions_lost(self, lost: Iterable[TopicPartition]) -> None:
+    def on_partitions_lost(self, lost: Collection[TopicPartition]) -> None:
         partitions = [_key(partition) for partition in lost]
+        self._membership.lost(lost)
         self._backlog.invalidate(partitions)
         for partition in partitions:
             self._epochs.pop(partition, None)
@@ -159,16 +164,25 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
 
     def _poll(self) -> dict[TopicPartition, list[Any]]:
         """What passes by itself must not end the replica; what such a poll has taken with it is read again."""
-        self._keep_joining()
+        self._membership.keep_joining()
         try:
-            return dict(self._consumer.poll(POLL_MS, self._poll_records))
+            polled = dict(self._consumer.poll(POLL_MS, self._poll_records))
         except TRANSIENT as error:
             log.warning("poll failed, reading again from the committed offsets", error=repr(error))
-            self._backlog.invalidate(self._epochs)
-            for key in self._epochs:
-                self._later.append(partial(self._seek_back, key, Abandoned(None, self._backlog.epoch(key))))
+            self._start_over()
             self._stopping.wait(POLL_MS / 1000)
             return {}
+        if self._membership.replaced():
+            log.warning("evicted, reading again from the committed offsets")
+            self._start_over()
+            return {}
+        return polled
+
+    def _start_over(self) -> None:
+        """Read all that is assigned again; what is in hand of it is no longer ours to commit."""
+        self._backlog.invalidate(self._epochs)
+        for key in self._epochs:
+            self._later.append(partial(self._seek_back, key, Abandoned(None, self._backlog.epoch(key))))
 
     def _hand_over(self, polled: dict[TopicPartition, list[Any]]) -> None:
         # As of the poll: what is asked of the consumer below may change the assignment, and the positions with it.
@@ -202,23 +216,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         return True
 
     def _committed(self, partition: TopicPartition) -> OffsetAndMetadata | None:
-        self._forget_answers()
+        self._membership.forget_answers()
         return self._consumer.committed(partition, metadata=True, timeout_ms=5_000)
-
-    def _keep_joining(self) -> None:
-        """kafka-python 3.0.12 forgets a join that was begun for new partitions of the topic when it ends between two
-        polls: the member then has no heartbeat and never learns its assignment. In Java `rejoinNeededOrPending` asks
-        for both (AbstractCoordinator.java).
-        """
-        coordinator = self._consumer._coordinator
-        if coordinator.rejoining:
-            coordinator.request_rejoin()
-
-    def _forget_answers(self) -> None:
-        """kafka-python 3.0.12 keeps the answer to a question for committed offsets whose asker gave up, and hands it to
-        the next who asks for the same partitions, however old it is by then: tweets would be published twice.
-        """
-        self._consumer._coordinator._offset_fetch_futures.clear()
 
     def _pause_or_resume(self) -> None:
         paused = self._consumer.paused()

@@ -230,7 +230,7 @@ class Replica:
 
     def _claim(self, window: Window) -> Any | None:
         metadata = self._intake.group_metadata()
-        return metadata if is_member(metadata) and self._backlog.current(window) else None
+        return metadata if metadata is not None and self._backlog.current(window) else None
 
     def _take(self, candidates: Sequence[Item]) -> int:
         return self._compute.take(candidates, self._backlog.items, now_s=time.time())
@@ -238,9 +238,3 @@ class Replica:
     def _apply_changes(self) -> None:
         while not self._changes.empty():
             self._changes.get()()
-
-
-def is_member(metadata: Any) -> bool:
-    """Whether group metadata names a member. Between an eviction and its callback it does not, and a broker that is
-    handed such metadata checks nothing: the commit of somebody else's partitions would go through."""
-    return metadata.generation_id >= 0 and bool(metadata.member_id)

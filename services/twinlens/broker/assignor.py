@@ -1,0 +1,51 @@
+"""Cooperative-sticky assignment in which a partition never has two owners.
+
+kafka-python 3.0.12 errs twice where its members are many and die. A member that was evicted joins again with a claim to
+what it had, though somebody else has it by now (in Java the claim is what the consumer owns, ConsumerCoordinator.java).
+And a leader that sees two claims to a partition takes one of them for the truth, so that it moves at once, without
+having been revoked (KIP-429 has it revoked first). Between the two, both commit the same tweets, each in a generation
+that the broker takes for good.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from kafka import TopicPartition
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.protocol.consumer.metadata import ConsumerProtocolAssignment
+
+
+class SoleOwnerAssignor(CooperativeStickyAssignor):  # type: ignore[misc]
+    """One per consumer, which tells it what was lost."""
+
+    member_assignment: list[TopicPartition] | None
+
+    def forget(self, lost: Iterable[TopicPartition]) -> None:
+        """Claim `lost` no more: the group has given them to others. Call it before the consumer joins again."""
+        if self.member_assignment is not None:
+            gone = set(lost)
+            self.member_assignment = [partition for partition in self.member_assignment if partition not in gone]
+
+    def assign(self, cluster: Any, members: Sequence[Any]) -> dict[str, Any]:
+        """Assignments by member id, as kafka-python makes them, less what two members claim.
+
+        Whoever really has such a partition is told to revoke it, and the rebalance that follows finds it without owner.
+        """
+        claims = Counter(
+            partition for member in members for partition in self.parse_member_metadata(member.metadata).partitions
+        )
+        disputed = {partition for partition, count in claims.items() if count > 1}
+        assigned: dict[str, Any] = super().assign(cluster, members)
+        if not disputed:
+            return assigned
+        return {member: self._without(disputed, assignment) for member, assignment in assigned.items()}
+
+    def _without(self, disputed: set[TopicPartition], assignment: Any) -> ConsumerProtocolAssignment:
+        kept: dict[str, list[int]] = {}
+        for topic, partition in assignment.partitions():
+            if (topic, partition) not in disputed:
+                kept.setdefault(topic, []).append(partition)
+        return ConsumerProtocolAssignment(self.version, sorted(kept.items()), b"")
