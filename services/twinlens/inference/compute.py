@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import structlog
 
+from twinlens.inference.abreast import Abreast
 from twinlens.inference.batching import (
     OUTLIER_RATIO,
     CostModel,
@@ -54,6 +56,7 @@ class Compute:
         self.tokenizer = RawTokenizer(raw_model, settings.raw)  #: for the thread that decodes
         self._raw = RawPath(raw_model, settings.raw)
         self._predict = PredictPath(predict_model, settings.predict)
+        self._paths = Abreast(device)
         self._raw_cost, self._predict_cost = CostModel(), CostModel()
         self._overhead = 1.0  # a window's seconds, relative to those of its passes without padding
         self._dispatch = Dispatch(Reason.DRAINED, 0.0, 0.0)  # of the window that was drawn last
@@ -88,10 +91,8 @@ class Compute:
         start = time.perf_counter()
         tweets = window.tweets
         lengths = [item.token_count for item in tweets]
-        forwards = self._forwards()
-        expected_s = float(window_seconds(lengths, forwards)[-1]) if lengths else 0.0
-        raw = self._raw.observe(tweets, split(lengths, self._raw_cost, forwards[0].limits))
-        predict = self._predictions(tweets, raw)
+        expected_s = float(window_seconds(lengths, self._forwards())[-1]) if lengths else 0.0
+        raw, predict = self._observe(tweets)
         paths = {"raw": PathWork.of(raw, self._raw_cost), "predict": PathWork.of(predict, self._predict_cost)}
         for cost, batches in ((self._raw_cost, raw.batches), (self._predict_cost, predict.batches)):
             for batch in batches:
@@ -115,20 +116,28 @@ class Compute:
             Forward(self._predict_cost, _limits(predict, self._predict.can_batch), share),
         )
 
-    def _predictions(self, tweets: Sequence[Item], raw: Observations) -> Observations:
-        """The pipeline on all tweets, or in audited mode on a sample of them; the others are derived from `raw`."""
-        settings, path = self._predict_settings, self._predict
+    def _observe(self, tweets: Sequence[Item]) -> tuple[Observations, Observations]:
+        """Both paths on all tweets, side by side where there are CPUs for it; in audited mode the pipeline on a sample
+        of them, and the other predictions derived from the raw path.
+        """
+        settings = self._predict_settings
+        raw_forward, predict_forward = self._forwards()
         chosen = np.ones(len(tweets), np.bool_)
         if settings.mode == "audited":
             chosen = sampled(tweets, self._settings.application, settings.audit_share)
         rows = np.flatnonzero(chosen).tolist()
         whole = [tweets[row].token_count + tweets[row].cut_tokens for row in rows]
-        most = path.max_tokens if settings.truncation else max(whole, default=0)
-        shorter = [min(length, most) for length in whole]
-        batches = split(shorter, self._predict_cost, _limits(settings, path.can_batch))
-        predict = path.observe(tweets, [[rows[index] for index in batch] for batch in batches])
+        most = self._predict.max_tokens if settings.truncation else max(whole, default=0)
+        predict_split = split([min(length, most) for length in whole], self._predict_cost, predict_forward.limits)
+        predict_batches = [[rows[index] for index in batch] for batch in predict_split]
+        raw_batches = split([item.token_count for item in tweets], self._raw_cost, raw_forward.limits)
+        raw, predict = self._paths.run(
+            partial(self._raw.observe, tweets, raw_batches),
+            partial(self._predict.observe, tweets, predict_batches),
+            abreast=settings.mode == "full",  # in audited mode the pipeline has too little to do
+        )
         derive(raw, predict, np.flatnonzero(~chosen))
-        return predict
+        return raw, predict
 
     def _log_errors(self, path: str, tweets: Sequence[Item], seen: Observations) -> None:
         """The first text of a window that made a path raise, and how many did; its text only under `log_text`."""
