@@ -39,7 +39,7 @@ REPETITIONS = int(os.environ.get("TWINLENS_BENCH_REPETITIONS", "3"))
 SECONDS = float(os.environ.get("TWINLENS_BENCH_SECONDS", "12"))
 QUIX = os.environ.get("TWINLENS_BENCH_QUIX_PYTHON", str(Path(sys.prefix, "quix", "bin", "python")))
 REFERENCE_TWEETS = 256
-LEAST_TWEETS = 256
+LEAST_TWEETS = 1_200  #: more than two windows of twinlens
 #: In bfloat16 the shape of a batch moves logits by up to a hundredth, and the closest of them change places.
 AGREEMENT = {"float32": 0.999, "bfloat16": 0.97}
 
