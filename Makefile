@@ -10,9 +10,11 @@ REPORT ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 MANIFESTS := pyproject.toml constraints.txt
+QUIX := $(VENV)/quix
+QUIX_REQUIREMENTS := tests/benchmarks/rivals/requirements-quix.txt
 SOURCES := services tests
 
-# What `venv` and `venv-test` have in common; $(1) is what pip installs besides the constraints.
+# What `venv`, `venv-test` and `venv-bench` have in common; $(1) is what pip installs besides the constraints.
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || { \
 	  echo "twinlens needs Python 3.11, 3.12 or 3.13, and '$(PYTHON)' is $$($(PYTHON) -V 2>/dev/null || echo missing): name another one, as in 'make venv PYTHON=python3.12'." >&2; exit 1; }
@@ -34,12 +36,29 @@ venv: $(VENV)/.installed ## install into .venv what running twinlens needs
 .PHONY: venv-test
 venv-test: $(VENV)/.installed-test ## install what its tests need, too
 
+.PHONY: venv-bench
+venv-bench: $(VENV)/.installed-bench $(QUIX)/.installed ## install what the benchmarks need, too
+
 $(VENV)/.installed: $(MANIFESTS)
 	$(call install,.)
 
 $(VENV)/.installed-test: $(MANIFESTS)
 	$(call install,.[test])
 	@touch $(VENV)/.installed
+
+$(VENV)/.installed-bench: $(MANIFESTS)
+	$(call install,.[bench])
+	@touch $(VENV)/.installed $(VENV)/.installed-test
+
+# Quix Streams cannot be installed beside twinlens. A Python of its own has it, and all else from twinlens's.
+$(QUIX)/.installed: $(VENV)/.installed-bench $(QUIX_REQUIREMENTS)
+	@echo "installing Quix Streams into $(QUIX)"
+	@$(BIN)/python -m venv --clear $(QUIX)
+	@grep -v '^pydantic' constraints.txt > $(QUIX)/constraints.txt
+	@$(QUIX)/bin/python -m pip install -qq --constraint $(QUIX)/constraints.txt -r $(QUIX_REQUIREMENTS)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$($(QUIX)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/twinlens-packages.pth"
+	@touch $@
 
 .PHONY: demo
 demo: venv ## run the whole stream on this machine; options in ARGS, as in ARGS='--help'
@@ -65,7 +84,7 @@ chaos: venv-test ## some 40 minutes of faults while tweets stream; needs KAFKA_H
 	TWINLENS_CHAOS_REPORT='$(REPORT)' TWINLENS_REQUIRE_KAFKA=1 $(BIN)/pytest tests/chaos -m chaos -s $(PYTEST_ARGS)
 
 .PHONY: bench
-bench: venv-test ## the benchmarks
+bench: venv-bench ## the benchmarks; needs KAFKA_HOME for most
 	$(BIN)/pytest tests/benchmarks -m benchmark -s -p no:randomly $(PYTEST_ARGS)
 
 .PHONY: docs
