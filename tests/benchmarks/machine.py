@@ -46,7 +46,7 @@ class CpuUse:
 
     busy: float  #: of the whole machine
     stolen: float
-    by_kind: dict[str, float]  #: `other` is what belongs to the machine, not to the benchmark
+    by_kind: dict[str, float]  #: `other` is what this process and its descendants did not use
 
     @classmethod
     def between(cls, first: CpuTimes, last: CpuTimes) -> Self:
@@ -58,6 +58,11 @@ class CpuUse:
             kinds[kind] = kinds.get(kind, 0.0) + max(0.0, spent_s - before_s) / seconds
         kinds["other"] = max(0.0, busy - sum(kinds.values()))
         return cls(busy, (last.stolen_s - first.stolen_s) / seconds, kinds)
+
+    @property
+    def own(self) -> float:
+        """Of this process and its descendants."""
+        return sum(cores for kind, cores in self.by_kind.items() if kind != "other")
 
     def __str__(self) -> str:
         parts = ", ".join(f"{kind} {cores:.2f}" for kind, cores in sorted(self.by_kind.items()) if cores >= 0.005)
