@@ -67,7 +67,7 @@ class Load:
         time.sleep(max(0.0, start + plan.seconds - time.time()))
         cpu = CpuUse.between(first, CpuTimes.now())
         sent: Sent = _answer(self._producer, ANSWER_S)
-        assert not sent.not_acknowledged, f"{sent.not_acknowledged} tweets were not acknowledged"
+        assert not sent.refused, f"the broker refused {sent.refused} batches"
         arrivals = {arrival.id: arrival for arrival in self._arrivals(len(sent.late_s))}
         found = [arrivals[f"{plan.name}-{number}"] for number in range(len(sent.late_s))]
         return Outcome(

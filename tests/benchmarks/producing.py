@@ -11,17 +11,15 @@ import json
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from twinlens.broker.client import close_producer, new_producer
+from tests.benchmarks.wire import Wire
 from twinlens.cli.demo import TWEETS
 from twinlens.kafka_settings import KafkaSettings
 
-TICK_S = 0.002  #: it sleeps at least this long, and then sends what became due
-LINGER_MS = 1
+TICK_S = 0.004  #: it sleeps at least this long, and then sends what became due
 HEAD_START_S = 0.2  #: between the plan and its first tweet
 
 Floats = npt.NDArray[np.float64]
@@ -54,42 +52,48 @@ class Plan:
 class Sent:
     """What became of a plan."""
 
-    late_s: Floats  #: how long after it was due each tweet was handed to the client
-    not_acknowledged: int
+    late_s: Floats  #: how long after it was due each tweet was sent
+    refused: int  #: batches that the broker did not store
 
 
 def produce(pipe: Connection, kafka: KafkaSettings, topic: str, partitions: int) -> None:
     """The process: for each `Plan` from the pipe, the wall clock at its start, and at its end a `Sent`."""
     texts = [json.loads(line)["text"] for line in TWEETS.read_text().splitlines()]
-    producer = new_producer(kafka, linger_ms=LINGER_MS)
-    producer.partitions_for(topic)  # asks for metadata now; sending must not wait for them
+    wire = Wire(kafka.bootstrap_servers, topic)
     try:
         while (plan := pipe.recv()) is not None:
-            pipe.send(_follow(plan, pipe, producer, topic, partitions, texts))
+            pipe.send(_follow(plan, pipe, wire, partitions, texts))
     except EOFError:  # the benchmark died
         pass
     finally:
-        close_producer(producer, timeout_s=5)
+        wire.close()
 
 
-def _follow(plan: Plan, pipe: Connection, producer: Any, topic: str, partitions: int, texts: list[str]) -> Sent:
-    due = plan.due()
+def _follow(plan: Plan, pipe: Connection, wire: Wire, partitions: int, texts: list[str]) -> Sent:
+    """Carry a plan out: a batch per tick, for one partition after the other."""
+    due = plan.due().tolist()
     values = [
         json.dumps({"id": f"{plan.name}-{number}", "text": texts[number % len(texts)]}).encode()
         for number in range(len(due))
     ]
-    places = np.random.default_rng(plan.seed).integers(partitions, size=len(due)).tolist()
-    late_s, futures = np.zeros(len(due)), []
+    late_s = np.zeros(len(due))
     gc.collect()
     gc.freeze()  # a collection of all that was made above would be a pause in the middle of the load
     start = time.time() + HEAD_START_S
     pipe.send(start)
-    for number, after_s in enumerate(due.tolist()):
-        while (ahead_s := start + after_s - time.time()) > 0:
+    number = ticks = 0
+    while number < len(due):
+        if (ahead_s := start + due[number] - time.time()) > 0:
             time.sleep(max(ahead_s, TICK_S))
-        late_s[number] = -ahead_s
-        timestamp_ms = int((start + after_s) * 1000)
-        futures.append(producer.send(topic, values[number], partition=places[number], timestamp_ms=timestamp_ms))
-    producer.flush(timeout=60)
+        now = time.time()
+        batch = []
+        while number < len(due) and start + due[number] <= now:
+            batch.append((int((start + due[number]) * 1000), values[number]))
+            late_s[number] = now - start - due[number]
+            number += 1
+        if batch:
+            wire.send(ticks % partitions, batch)
+            ticks += 1
+    refused = wire.refused()
     gc.unfreeze()
-    return Sent(late_s, sum(future.failed() for future in futures))
+    return Sent(late_s, refused)
