@@ -1,7 +1,8 @@
 """Latency against offered load, and through a step of it. Printed, never asserted.
 
 TWINLENS_BENCH_SECONDS (25) is how long each load is measured, TWINLENS_BENCH_STEP_SECONDS (10) how long the burst of
-the step lasts, TWINLENS_BENCH_BACKLOG (20008) how many tweets the capacity is measured with.
+the step lasts, TWINLENS_BENCH_BACKLOG (20008) how many tweets the capacity is measured with. Settings may come from the
+environment too, such as TWINLENS_RAW__DTYPE and TWINLENS_PREDICT__DTYPE.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Measured:
 
     load: Load
     capacity: float  #: tweets per second
+    about: str  #: machine and settings
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,12 @@ def measured() -> Iterator[Measured]:
         with load(settings, PARTITIONS) as offered, running(settings):
             capacity = offered.capacity(count, warm_up=count // 4)
             print(f"\ncapacity: {capacity:,.0f} tweets/s, from a backlog of {count:,}", flush=True)
-            yield Measured(offered, capacity)
+            about = (
+                f"{machine.description()}\nApache Kafka on the same machine, {PARTITIONS} partitions, exactly once, "
+                f"one replica; raw path {settings.raw.dtype}, predict path {settings.predict.dtype}\n"
+                f"capacity {capacity:,.0f} tweets/s"
+            )
+            yield Measured(offered, capacity, about)
 
 
 @pytest.mark.benchmark
@@ -80,13 +87,11 @@ def test_latency_against_load(measured: Measured) -> None:
     at_70 = next(each["p99_ms"] for each in stages if each["percent"] == 70)
     verdict = "within" if at_70 <= OBJECTIVE_MS else "NOT within"
     text = (
-        f"{machine.description()}\n"
-        f"Apache Kafka on the same machine, {PARTITIONS} partitions, exactly once, one replica\n"
-        f"capacity {measured.capacity:,.0f} tweets/s; {seconds:.0f} s per load after {warm_up_s:.0f} s to warm up\n\n"
+        f"{measured.about}; {seconds:.0f} s per load after {warm_up_s:.0f} s to warm up\n\n"
         f"{report.table(COLUMNS, map(row, stages))}\n\n"
         f"At 70 % of capacity p99 is {at_70:,.0f} ms: {verdict} the objective of {OBJECTIVE_MS:.0f} ms."
     )
-    data = {"machine": machine.description(), "capacity": measured.capacity, "objective_ms": OBJECTIVE_MS}
+    data = {"about": measured.about, "capacity": measured.capacity, "objective_ms": OBJECTIVE_MS}
     report.publish(text, "latency.md", latency={**data, "seconds": seconds, "stages": stages})
     plots.latency(stages, OBJECTIVE_MS)
 
@@ -104,13 +109,12 @@ def test_step(measured: Measured) -> None:
     within_s = back_within(seconds, end)
     back = "not before the end" if within_s is None else f"from {within_s:.0f} s after its end on"
     text = (
-        f"{machine.description()}; capacity {measured.capacity:,.0f} tweets/s\n"
-        f"{burst_s:.0f} s at 10 %, {burst_s:.0f} s at 300 %, {4 * burst_s:.0f} s at 10 %\n\n"
+        f"{measured.about}; {burst_s:.0f} s at 10 %, {burst_s:.0f} s at 300 %, {4 * burst_s:.0f} s at 10 %\n\n"
         f"{report.table(tuple(seconds[0]), (tuple(shown(value) for value in each.values()) for each in seconds))}\n\n"
         f"The last tweet of the burst was through {drained_s:.1f} s after its end. p99 was within the objective of "
         f"{OBJECTIVE_MS:.0f} ms again {back}.\nCPU: {outcome.cpu}"
     )
-    data = {"machine": machine.description(), "capacity": measured.capacity, "objective_ms": OBJECTIVE_MS}
+    data = {"about": measured.about, "capacity": measured.capacity, "objective_ms": OBJECTIVE_MS}
     found = {"burst_s": burst_s, "drained_after_s": drained_s, "p99_within_after_s": within_s}
     report.publish(text, "step.md", step={**data, **found, "seconds": seconds})
     plots.step(seconds, OBJECTIVE_MS)
