@@ -1,0 +1,177 @@
+"""Latency against offered load, and through a step of it. Printed, never asserted.
+
+TWINLENS_BENCH_SECONDS (25) is how long each load is measured, TWINLENS_BENCH_STEP_SECONDS (10) how long the burst of
+the step lasts, TWINLENS_BENCH_BACKLOG (20008) how many tweets the capacity is measured with. Settings may come from the
+environment too, such as TWINLENS_RAW__DTYPE and TWINLENS_PREDICT__DTYPE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.benchmarks import machine, plots, report
+from tests.benchmarks.load import Load, Outcome, load
+from tests.benchmarks.producing import Plan
+from tests.benchmarks.system import backlog, real_kafka, running, tweets
+from twinlens.settings import Settings
+
+PARTITIONS = 4
+OBJECTIVE_MS = 200.0
+PERCENTS = (10, 30, 50, 70, 90, 100, 120)
+COLUMNS = (
+    "offered, % of capacity",
+    "offered/s",
+    "sent/s",
+    "published/s",
+    "p50 ms",
+    "p90 ms",
+    "p99 ms",
+    "max ms",
+    "tweets per window",
+    "producer late, p99 ms",
+    "cores busy",
+    "of which producer, reader",
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The application while it runs, with what it can do."""
+
+    load: Load
+    capacity: float  #: tweets per second
+    about: str  #: machine and settings
+
+
+@pytest.fixture(scope="module")
+def measured() -> Iterator[Measured]:
+    """One run of the application for all that is measured here. It begins with a backlog."""
+    count = int(report.number("TWINLENS_BENCH_BACKLOG", 20_008))
+    with real_kafka() as address:
+        settings = Settings.load(
+            {
+                "application": "latency",
+                "kafka": {"bootstrap_servers": address},
+                "batching": {"latency_objective_ms": OBJECTIVE_MS},
+            }
+        )
+        backlog(settings, tweets(count), PARTITIONS)
+        with load(settings, PARTITIONS) as offered, running(settings):
+            capacity = offered.capacity(count, warm_up=count // 4)
+            print(f"\ncapacity: {capacity:,.0f} tweets/s, from a backlog of {count:,}", flush=True)
+            about = (
+                f"{machine.description()}\nApache Kafka on the same machine, {PARTITIONS} partitions, exactly once, "
+                f"one replica; raw path {settings.raw.dtype}, predict path {settings.predict.dtype}\n"
+                f"capacity {capacity:,.0f} tweets/s"
+            )
+            yield Measured(offered, capacity, about)
+
+
+@pytest.mark.benchmark
+@pytest.mark.timeout(3600)
+def test_latency_against_load(measured: Measured) -> None:
+    seconds = report.number("TWINLENS_BENCH_SECONDS", 25)
+    warm_up_s = seconds / 5
+    stages = []
+    for percent in PERCENTS:
+        rate = measured.capacity * percent / 100
+        plan = Plan(f"load{percent}", ((warm_up_s + seconds, rate),), seed=percent)
+        outcome = measured.load.offer(plan, warm_up_s)
+        stages.append(stage(percent, rate, outcome, warm_up_s, seconds))
+        print(f"{percent} %: p99 {stages[-1]['p99_ms']:,.0f} ms; {outcome.cpu}", flush=True)
+    at_70 = next(each["p99_ms"] for each in stages if each["percent"] == 70)
+    verdict = "within" if at_70 <= OBJECTIVE_MS else "NOT within"
+    text = (
+        f"{measured.about}; {seconds:.0f} s per load after {warm_up_s:.0f} s to warm up\n\n"
+        f"{report.table(COLUMNS, map(row, stages))}\n\n"
+        f"At 70 % of capacity p99 is {at_70:,.0f} ms: {verdict} the objective of {OBJECTIVE_MS:.0f} ms."
+    )
+    data = {"about": measured.about, "capacity": measured.capacity, "objective_ms": OBJECTIVE_MS}
+    report.publish(text, "latency.md", latency={**data, "seconds": seconds, "stages": stages})
+    plots.latency(stages, OBJECTIVE_MS)
+
+
+@pytest.mark.benchmark
+@pytest.mark.timeout(3600)
+def test_step(measured: Measured) -> None:
+    burst_s = report.number("TWINLENS_BENCH_STEP_SECONDS", 10)
+    low, high = measured.capacity * 0.1, measured.capacity * 3
+    plan = Plan("step", ((burst_s, low), (burst_s, high), (4 * burst_s, low)))
+    outcome = measured.load.offer(plan)
+    seconds = by_second(outcome)
+    end = 2 * burst_s
+    drained_s = float(outcome.visible_s[outcome.due_s < end].max() - end)
+    within_s = back_within(seconds, end)
+    back = "not before the end" if within_s is None else f"from {within_s:.0f} s after its end on"
+    text = (
+        f"{measured.about}; {burst_s:.0f} s at 10 %, {burst_s:.0f} s at 300 %, {4 * burst_s:.0f} s at 10 %\n\n"
+        f"{report.table(tuple(seconds[0]), (tuple(shown(value) for value in each.values()) for each in seconds))}\n\n"
+        f"The last tweet of the burst was through {drained_s:.1f} s after its end. p99 was within the objective of "
+        f"{OBJECTIVE_MS:.0f} ms again {back}.\nCPU: {outcome.cpu}"
+    )
+    data = {"about": measured.about, "capacity": measured.capacity, "objective_ms": OBJECTIVE_MS}
+    found = {"burst_s": burst_s, "drained_after_s": drained_s, "p99_within_after_s": within_s}
+    report.publish(text, "step.md", step={**data, **found, "seconds": seconds})
+    plots.step(seconds, OBJECTIVE_MS)
+
+
+def stage(percent: int, rate: float, outcome: Outcome, warm_up_s: float, seconds: float) -> dict[str, Any]:
+    """One load's figures, of the tweets that were due after the warm-up."""
+    counted = outcome.due_s >= warm_up_s
+    visible = outcome.visible_s
+    inside = (visible >= warm_up_s) & (visible < warm_up_s + seconds)
+    p50, p90, p99 = np.percentile(outcome.latency_ms[counted], (50, 90, 99))
+    return {
+        "percent": percent,
+        "offered_per_s": rate,
+        "sent_per_s": float(counted.sum() / seconds),
+        "published_per_s": float(inside.sum() / seconds),
+        "p50_ms": float(p50),
+        "p90_ms": float(p90),
+        "p99_ms": float(p99),
+        "max_ms": float(outcome.latency_ms[counted].max()),
+        "window_tweets": float(counted.sum() / len(np.unique(outcome.windows[counted]))),
+        "producer_late_p99_ms": float(np.percentile(outcome.late_s[counted], 99) * 1000),
+        "cores_busy": outcome.cpu.busy,
+        "cores": outcome.cpu.by_kind,
+    }
+
+
+def row(stage: dict[str, Any]) -> tuple[str, ...]:
+    numbers = [f"{stage[f'{name}_per_s']:,.0f}" for name in ("offered", "sent", "published")]
+    latencies = [f"{stage[f'{name}_ms']:,.0f}" for name in ("p50", "p90", "p99", "max")]
+    own = " + ".join(f"{stage['cores'].get(name, 0.0):.2f}" for name in ("producer", "reader"))
+    rest = (f"{stage['window_tweets']:.1f}", f"{stage['producer_late_p99_ms']:.1f}", f"{stage['cores_busy']:.2f}", own)
+    return (str(stage["percent"]), *numbers, *latencies, *rest)
+
+
+def by_second(outcome: Outcome) -> list[dict[str, Any]]:
+    """A time series. Tweets are offered when due and published when visible; so are their latencies."""
+    due, visible = outcome.due_s.astype(int), outcome.visible_s.astype(int)
+    seconds: list[dict[str, Any]] = []
+    lag = 0
+    for second in range(int(visible.max()) + 1):
+        came = visible == second
+        offered, published = int((due == second).sum()), int(came.sum())
+        lag += offered - published
+        p99 = float(np.percentile(outcome.latency_ms[came], 99)) if published else None
+        seconds.append({"second": second, "offered": offered, "published": published, "lag": lag, "p99_ms": p99})
+    return seconds
+
+
+def back_within(seconds: list[dict[str, Any]], end_s: float) -> float | None:
+    """Seconds after `end_s` from which on p99 was within the objective; None where it was not at last."""
+    seen = [each for each in seconds if each["p99_ms"] is not None]
+    late: list[int] = [each["second"] for each in seen if each["p99_ms"] > OBJECTIVE_MS]
+    if late and late[-1] == seen[-1]["second"]:
+        return None
+    return max([0.0, *(second + 1 - end_s for second in late)])
+
+
+def shown(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
