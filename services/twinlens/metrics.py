@@ -17,10 +17,12 @@ RECORDS = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 20
 
 
 class ReplicaMetrics:
-    """Called with every window that was committed, by the publish thread. Make it within a Serve replica."""
+    """Called with every window, by the publish thread. Make it within a Serve replica."""
 
     def __init__(self) -> None:
-        self._windows = _counter("windows", "Windows that were committed, by why they had their size.", "reason")
+        self._windows = _counter(
+            "windows", "Windows by why they had their size, and what became of them.", "reason", "outcome"
+        )
         self._tweets = _counter("published_tweets", "Tweets published to both output topics.")
         self._refused = _counter("dead_letters", "Records published to the dead-letter topic.")
         self._records = _histogram("window_records", "Records of a window.", RECORDS)
@@ -30,6 +32,9 @@ class ReplicaMetrics:
         self._publish = _histogram("publish_seconds", "Encoding, sending and committing a window.", SECONDS)
         self._compute = _counter("compute_seconds", "What windows took to compute.")
         self._predicted = _counter("predicted_compute_seconds", "What the cost model had predicted for them.")
+        self._window_error = _gauge("window_relative_error", "As cost_relative_error, of whole windows.")
+        self._overhead = _gauge("window_overhead", "Seconds of windows, relative to the cost model's bare passes.")
+        self._reserve = _gauge("publish_reserve_seconds", "Set aside of the latency objective for publishing a window.")
         self._tokens = _counter("tokens", "Tokens that went through a path's model, without padding.", "path")
         self._padding = _counter("padding_tokens", "Padding that went through a path's model.", "path")
         self._forward = _counter("forward_seconds", "What a path's passes took.", "path")
@@ -43,14 +48,19 @@ class ReplicaMetrics:
 
     def __call__(self, report: WindowReport) -> None:
         dispatch = report.dispatch
-        self._windows.inc(1, {"reason": dispatch.reason.value})
-        _add(self._tweets, report.tweets)
-        _add(self._refused, report.refused)
+        outcome = "abandoned" if report.publish_s is None else "published"
+        self._windows.inc(1, {"reason": dispatch.reason.value, "outcome": outcome})
+        if report.publish_s is not None:
+            _add(self._tweets, report.tweets)
+            _add(self._refused, report.refused)
+            self._publish.observe(report.publish_s)
         self._records.observe(report.tweets + report.refused)
         self._delay.observe(dispatch.queue_delay_s)
-        self._publish.observe(report.publish_s)
         _add(self._compute, report.compute_s)
         _add(self._predicted, dispatch.predicted_s)
+        self._window_error.set(dispatch.relative_error)
+        self._overhead.set(dispatch.overhead)
+        self._reserve.set(dispatch.publish_reserve_s)
         for path, work in report.paths.items():
             self._path(path, work)
 

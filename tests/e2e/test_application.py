@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,9 @@ from ray import cloudpickle, serve
 from tests.e2e.conftest import Deployed, new_settings, pids
 from tests.integration.helpers import committed, lines, produce, wait_until
 from twinlens import app as wiring
+from twinlens import records
 from twinlens.audit import audit
+from twinlens.broker.reading import read_topics
 from twinlens.cli.serve import deploy_config
 from twinlens.cli.watch import fetch
 from twinlens.settings import Settings
@@ -133,7 +136,11 @@ def test_a_dead_thread_makes_serve_replace_the_replica(deploy: Deploy) -> None:
     wait_until(lambda: deployed.tweets == sent, "the new one works", 90)
 
 
-def test_user_config_changes_the_pipeline_without_a_new_replica(broker: str, http_port: int) -> None:
+def logits_of(settings: Settings) -> list[records.LogitsRecord]:
+    return [records.decode_logits(raw.value) for _, raw in read_topics(settings, [settings.topics.logits])]
+
+
+def test_user_config_changes_limits_and_the_pipeline_without_a_new_replica(broker: str, http_port: int) -> None:
     """By the way of a config file, as `twinlens serve` and `serve deploy` go it: serve.run starts new replicas."""
     settings = new_settings(broker)
     name = settings.application
@@ -150,7 +157,9 @@ def test_user_config_changes_the_pipeline_without_a_new_replica(broker: str, htt
         before = pids(title)
         sent = feed(settings, 100)
         wait_until(lambda: committed(settings) >= sent, "the first half")
-        changed = {**replica, "user_config": {"predict": {"max_length": 8}}}
+        first = [logits.source for logits in logits_of(settings)]
+        changes = {"predict": {"max_length": 8}, "raw": {"max_batch_tokens": 64}, "batching": {"max_window_items": 20}}
+        changed = {**replica, "user_config": changes}
         deploy_config({"applications": [{**application, "deployments": [changed]}]}, print)
         sent += feed(settings, 100)
         wait_until(lambda: committed(settings) >= sent, "the second half")
@@ -158,5 +167,9 @@ def test_user_config_changes_the_pipeline_without_a_new_replica(broker: str, htt
         report = audit(settings)
         assert report.clean
         assert 20 < report.diverging < 100
+        batches = [logits.batch for logits in logits_of(settings) if logits.source not in first and logits.batch]
+        assert len(batches) == 100
+        assert max(Counter(batch.window for batch in batches).values()) <= 20
+        assert all(batch.size == 1 or batch.size * batch.padded_tokens <= 64 for batch in batches)
     finally:
         serve.delete(name)

@@ -273,15 +273,14 @@ def test_reconfigure_changes_the_pipeline_from_the_next_window_on(new_settings: 
     settings = new_settings()
     changes: list[PredictSettings] = []
     with running_replica(settings) as replica:
-        draw = replica._backlog.draw
+        take = replica._take
 
-        def draw_and_change(*arguments: Any) -> Any:
-            window = draw(*arguments)
-            if window is not None and changes:
+        def change_and_take(candidates: Any) -> int:
+            if changes:
                 replica.reconfigure(settings.batching, settings.raw, changes.pop())
-            return window
+            return take(candidates)
 
-        replica._backlog.draw = draw_and_change  # type: ignore[method-assign]
+        replica._take = change_and_take  # type: ignore[method-assign]
         first = produce(settings, [(None, line, []) for line in lines(100)])
         wait_until(lambda: committed(settings, replica) >= first, "the first half")
         changes.append(settings.predict.model_copy(update={"max_length": 8}))

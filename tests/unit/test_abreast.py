@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -72,3 +74,24 @@ def test_an_error_comes_out_when_neither_runs_any_more(failing: str) -> None:
     with pytest.raises(RuntimeError, match=failing):
         Abreast("cpu").run(lambda: work("first"), lambda: work("second"), abreast=True)
     assert len(ended) == 1
+
+
+def test_closing_ends_the_second_thread() -> None:
+    paths = Abreast("cpu")
+    other, _ = paths.run(threading.current_thread, lambda: None, abreast=True)
+    paths.close()
+    other.join(DEADLINE_S)
+    assert not other.is_alive()
+
+
+def test_at_the_end_of_the_process_the_last_window_still_has_both() -> None:
+    """There replicas stop where Ray ends them in order, and executors take no calls any more."""
+    program = """
+import atexit, torch
+from twinlens.inference.abreast import Abreast
+torch.set_num_threads(2)
+paths = Abreast("cpu")
+atexit.register(lambda: print(paths.run(lambda: "both", lambda: "there", abreast=True)))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout.strip() == "('both', 'there')"

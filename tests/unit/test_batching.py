@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twinlens.inference.batching import (
-    WASTE,
+    MAX_FIXED_SHARE,
     CostModel,
     Forward,
     Limits,
     Reason,
-    Vector,
+    WindowSeconds,
     predicted_cost,
     split,
     window_seconds,
@@ -249,38 +249,51 @@ class TestCostModel:
         assert other.coefficients.tolist() == CostModel().coefficients.tolist()
 
 
-rising = st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=60).map(np.cumsum)
+rising = st.lists(st.tuples(st.floats(1e-6, 1.0), st.floats(1e-6, 1.0)), min_size=1, max_size=60).map(
+    lambda steps: WindowSeconds(*(np.cumsum(column) for column in zip(*((f + w, f) for f, w in steps), strict=True)))
+)
 
 
 class TestWindowSize:
-    @given(seconds=rising, budget_s=st.floats(-10.0, 60.0))
-    def test_it_ends_in_time_or_is_as_large_as_it_may_be(self, seconds: Vector, budget_s: float) -> None:
+    @given(seconds=rising, budget_s=st.floats(-10.0, 120.0))
+    def test_it_ends_in_time_or_is_as_large_as_it_may_be(self, seconds: WindowSeconds, budget_s: float) -> None:
         size, reason = window_size(seconds, budget_s)
-        assert 1 <= size <= len(seconds)
+        assert 1 <= size <= len(seconds.total)
         if reason is Reason.BEHIND:
-            assert size == len(seconds)
-            assert seconds[-1] > budget_s
+            assert size == len(seconds.total)
+            assert seconds.total[-1] > budget_s
         else:
-            assert seconds[size - 1] <= budget_s
+            assert seconds.total[size - 1] <= budget_s
         if reason is Reason.DEADLINE:
-            assert seconds[size] > budget_s
+            assert seconds.total[size] > budget_s
 
-    @given(seconds=rising, budget_s=st.floats(0.0, 60.0))
-    def test_a_window_cut_for_the_deadline_is_worth_its_fixed_price(self, seconds: Vector, budget_s: float) -> None:
-        size, reason = window_size(seconds, budget_s)
-        if reason is Reason.DEADLINE:
-            smaller = seconds[:size] / np.arange(1, size + 1)
-            assert smaller.min() <= WASTE * seconds[-1] / len(seconds)
+    @given(seconds=rising, budget_s=st.floats(0.0, 120.0))
+    def test_it_is_behind_only_where_no_window_in_time_is_worth_its_fixed_price(
+        self, seconds: WindowSeconds, budget_s: float
+    ) -> None:
+        share = seconds.fixed / seconds.total
+        worth = share <= max(MAX_FIXED_SHARE, share[-1])
+        _, reason = window_size(seconds, budget_s)
+        assert (reason is Reason.BEHIND) == (not (worth & (seconds.total <= budget_s)).any())
+
+    def test_long_texts_in_front_are_no_reason_to_be_late(self) -> None:
+        """They make the first texts dear, but no window wasteful."""
+        lengths = [100] * 50 + [10] * 450
+        cost = CostModel(np.array([1e-6, 2e-5, 2e-8]))
+        seconds = window_seconds(lengths, [Forward(cost, Limits(64, 8_192))])
+        size, reason = window_size(seconds, 0.5 * seconds.total[-1])
+        assert reason is Reason.DEADLINE
+        assert 40 < size < 500
 
     @given(seconds=rising, budget_s=st.floats(-100.0, 0.0))
-    def test_all_of_them_when_the_objective_is_broken_anyway(self, seconds: Vector, budget_s: float) -> None:
-        assert window_size(seconds, budget_s) == (len(seconds), Reason.BEHIND)
+    def test_all_of_them_when_the_objective_is_broken_anyway(self, seconds: WindowSeconds, budget_s: float) -> None:
+        assert window_size(seconds, budget_s) == (len(seconds.total), Reason.BEHIND)
 
     def test_what_decides(self) -> None:
-        seconds = np.array([1.0, 1.1, 1.2, 1.3])  # a fixed price of 0.9
-        assert window_size(seconds, 1.3) == (4, Reason.DRAINED)
-        assert window_size(seconds, 1.25) == (3, Reason.DEADLINE)
-        assert window_size(seconds, 1.15) == (4, Reason.BEHIND)
+        seconds = WindowSeconds(np.array([1.3, 2.3, 3.3, 4.3, 5.3]), np.full(5, 0.6))
+        assert window_size(seconds, 5.3) == (5, Reason.FULL)
+        assert window_size(seconds, 3.5) == (3, Reason.DEADLINE)
+        assert window_size(seconds, 2.3) == (5, Reason.BEHIND)  # of 2.3 s 0.6 are more than a quarter
 
 
 class TestWindowSeconds:
@@ -288,22 +301,24 @@ class TestWindowSeconds:
     def test_more_texts_take_longer_and_no_split_is_faster(
         self, lengths: list[int], cost: CostModel, limits: Limits
     ) -> None:
-        seconds = window_seconds(lengths, [Forward(cost, limits)])
-        assert (np.diff(seconds) > 0).all()
-        assert seconds[-1] <= predicted_cost(lengths, split(lengths, cost, limits), cost) * (1 + 1e-9)
+        total, fixed = window_seconds(lengths, [Forward(cost, limits)])
+        assert (np.diff(total) > 0).all()
+        assert (fixed <= total).all()
+        assert total[-1] <= predicted_cost(lengths, split(lengths, cost, limits), cost) * (1 + 1e-9)
 
     @given(lengths=st.lists(st.integers(1, 600), min_size=1, max_size=80), cost=costs, limits=limits)
     def test_two_paths_add_up_and_a_sample_costs_less(
         self, lengths: list[int], cost: CostModel, limits: Limits
     ) -> None:
-        one = window_seconds(lengths, [Forward(cost, limits)])
-        both = window_seconds(lengths, [Forward(cost, limits), Forward(cost, limits)])
-        audited = window_seconds(lengths, [Forward(cost, limits), Forward(cost, limits, share=0.05)])
+        one = window_seconds(lengths, [Forward(cost, limits)]).total
+        both = window_seconds(lengths, [Forward(cost, limits), Forward(cost, limits)]).total
+        audited = window_seconds(lengths, [Forward(cost, limits), Forward(cost, limits, share=0.05)]).total
         assert both == pytest.approx(2 * one)
         assert (one <= audited).all()
         assert (audited <= both).all()
 
     def test_texts_of_one_length(self) -> None:
         cost = CostModel(np.array([1.0, 0.1, 0.01]))
-        seconds = window_seconds([10] * 3, [Forward(cost, Limits(2, 1_000))])
-        assert seconds.tolist() == pytest.approx([1 + 2, 1 + 4, 2 + 6])
+        total, fixed = window_seconds([10] * 3, [Forward(cost, Limits(2, 1_000))])
+        assert total.tolist() == pytest.approx([1 + 2, 1 + 4, 2 + 6])
+        assert fixed.tolist() == [1, 1, 2]

@@ -122,7 +122,9 @@ def audited_window(top_k: int | None = None) -> ComparedWindow:
     predict.top[3:] = predict.batch_of[3:] = -1
     derive(raw, predict, np.array([3, 4, 5]))
     window = Window(1, tweets, {("tweets", 0): 0, ("tweets", 1): 0})
-    return ComparedWindow(window, raw, predict, compare(raw, predict, 1.0), 0.1, Dispatch(Reason.DRAINED, 0.0, 0.0), {})
+    return ComparedWindow(
+        window, raw, predict, compare(raw, predict, 1.0), 0.1, Dispatch(Reason.DRAINED, 0.0, 0.0, 1.0, 0.0, 0.0), {}
+    )
 
 
 def predictions(done: ComparedWindow) -> list[PredictionRecord]:

@@ -75,6 +75,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         self._poll_records = 1  # of the next poll; nothing is known of the records' size yet
         self._later: list[Callable[[], None]] = []  # errands to try again after the next poll
         self._epochs: dict[Partition, int] = {}  # epoch under which the consumer's position was set
+        self._first_offsets: dict[Partition, int] = {}  # of what came first since the assignment
         assignor = SoleOwnerAssignor()
         self._consumer: KafkaConsumer = new_consumer(
             kafka,
@@ -141,6 +142,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         for partition in partitions:
             self._epochs[partition] = self._backlog.epoch(partition)
         self._resumed.difference_update(partitions)
+        for partition in partitions:
+            self._first_offsets.pop(partition, None)
         self._membership.assigned()
         if partitions:
             self._assigned()
@@ -175,6 +178,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         if self._membership.replaced():
             log.warning("evicted, reading again from the committed offsets")
             self._start_over()
+            self._membership.adopt()
             return {}
         return polled
 
@@ -182,7 +186,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         """Read all that is assigned again; what is in hand of it is no longer ours to commit."""
         self._backlog.invalidate(self._epochs)
         for key in self._epochs:
-            self._later.append(partial(self._seek_back, key, Abandoned(None, self._backlog.epoch(key))))
+            first = self._first_offsets.get(key)
+            self._later.append(partial(self._seek_back, key, Abandoned(first, self._backlog.epoch(key))))
 
     def _hand_over(self, polled: dict[TopicPartition, list[Any]]) -> None:
         # As of the poll: what is asked of the consumer below may change the assignment, and the positions with it.
@@ -191,6 +196,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         for partition, records in polled.items():
             key = _key(partition)
             if (epoch := epochs.get(key)) is not None:
+                self._first_offsets.setdefault(key, records[0].offset)
                 if key not in self._resumed and not self._begin(partition):
                     if self._epochs.get(key) == epoch:
                         self._consumer.seek(partition, records[0].offset)  # once more with the next poll

@@ -1,5 +1,5 @@
 """Who this consumer is in its group, and what kafka-python 3.0.12 gets wrong about it. Each mend has a test in
-tests/integration/test_intake.py or test_rebalance.py that fails without it.
+tests (test_membership.py, test_intake.py, test_rebalance.py) that fails without it.
 """
 
 from __future__ import annotations
@@ -40,16 +40,19 @@ class Membership:
         self._member_id = None
 
     def replaced(self) -> bool:
-        """Whether the consumer has become another member since it was last asked, without a word.
+        """Whether the consumer has become another member, without a word.
 
         A member that learns of its eviction from the answer to its join gets no callback, and joins again as another:
         what it then gets back, others may have read and committed in between.
         """
         metadata = self._consumer.group_metadata()
-        if self._member_id is None or not is_member(metadata) or metadata.member_id == self._member_id:
-            return False
-        self._member_id = metadata.member_id
-        return True
+        return self._member_id is not None and is_member(metadata) and metadata.member_id != self._member_id
+
+    def adopt(self) -> None:
+        """Go on as the member that the consumer has become. What was in hand must be invalid before that: from here on
+        `metadata` vouches for it.
+        """
+        self._member_id = self._consumer.group_metadata().member_id
 
     def keep_joining(self) -> None:
         """To be called before a poll: the client forgets a join that was begun for new partitions of the topic when it

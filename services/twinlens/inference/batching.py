@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ import numpy.typing as npt
 FORGETTING = 0.99  #: a timing 100 passes ago counts for a third
 NOISE = 0.1  #: variance of a timing, relative to its prediction
 OUTLIER_RATIO = 3.0  #: a pass that took longer than this many times the prediction counts as that long
-WASTE = 1.25  #: seconds per text of the smallest window worth drawing, relative to the largest one's
+MAX_FIXED_SHARE = 0.25  #: of a window worth drawing: fixed price of its passes, relative to all its seconds
 
 Vector = npt.NDArray[np.float64]
 
@@ -123,43 +124,51 @@ class Forward:
     share: float = 1.0  #: of the texts that go through this path
 
 
-def window_seconds(lengths: Sequence[int], forwards: Sequence[Forward]) -> Vector:
-    """[n] predicted seconds of windows of the first 1, 2 ... n texts, all paths together.
+class WindowSeconds(NamedTuple):
+    """Predicted seconds of windows of the first 1, 2 ... n texts."""
+
+    total: Vector
+    fixed: Vector  #: of these, the fixed prices of passes
+
+
+def window_seconds(lengths: Sequence[int], forwards: Sequence[Forward]) -> WindowSeconds:
+    """[n] seconds of both paths together, for every number of texts from the first on.
 
     As if the batches had no padding and were as large as they may be: what padding and more passes add is a factor
     that hardly depends on the window, and is learned as such (`compute.Compute`).
     """
     row = np.maximum(np.asarray(lengths, np.float64), 1.0)
-    seconds = np.zeros(len(row))
+    fixed, work = np.zeros(len(row)), np.zeros(len(row))
     for forward in forwards:
         c0, c1, c2 = forward.cost.coefficients
         passes = np.maximum(1 / forward.limits.max_items, np.minimum(1.0, row / forward.limits.max_tokens))
-        seconds += c0 * np.ceil(forward.share * np.cumsum(passes) - 1e-9)
-        seconds += forward.share * np.cumsum(c1 * row + c2 * row**2)
-    return seconds
+        fixed += c0 * np.ceil(forward.share * np.cumsum(passes) - 1e-9)
+        work += forward.share * np.cumsum(c1 * row + c2 * row**2)
+    return WindowSeconds(fixed + work, fixed)
 
 
 class Reason(StrEnum):
     """Why a window has the size that it has."""
 
     DRAINED = "drained"  #: all that waited
-    FULL = "full"  #: as much as a window holds
+    FULL = "full"  #: as much as a window holds, in records or bytes
     DEADLINE = "deadline"  #: as many as end within the latency objective of the oldest
-    BEHIND = "behind"  #: that would be too few to be worth a window: as much as it holds, for the best throughput
+    BEHIND = "behind"  #: too few would to be worth a window: as much as it holds, for the best throughput
 
 
-def window_size(seconds: Vector, budget_s: float) -> tuple[int, Reason]:
-    """How many of the waiting texts, oldest first, make a window. `seconds` is that of `window_seconds`, not empty.
+def window_size(seconds: WindowSeconds, budget_s: float) -> tuple[int, Reason]:
+    """How many of the texts that a window could hold, oldest first, make the next one. There is at least one.
 
     When the backlog already breaks the latency objective, a smaller window would not save it: the largest one has the
     best throughput and drains the backlog soonest. It is broken, too, where the budget only has room for windows that
-    spend a good part of their time on the fixed price of a pass.
+    spend more than `MAX_FIXED_SHARE` of their time on the fixed price of passes.
     """
-    count = len(seconds)
-    if seconds[-1] <= budget_s:
-        return count, Reason.DRAINED
-    per_text = seconds / np.arange(1, count + 1)
-    useful = int(np.argmax(per_text <= WASTE * per_text[-1])) + 1
-    if seconds[useful - 1] > budget_s:
+    total = seconds.total
+    count = len(total)
+    if total[-1] <= budget_s:
+        return count, Reason.FULL
+    share = seconds.fixed / total
+    useful = int(np.argmax(share <= max(MAX_FIXED_SHARE, float(share[-1])))) + 1
+    if total[useful - 1] > budget_s:
         return count, Reason.BEHIND
-    return int(np.searchsorted(seconds, budget_s, side="right")), Reason.DEADLINE
+    return int(np.searchsorted(total, budget_s, side="right")), Reason.DEADLINE

@@ -11,16 +11,7 @@ import numpy as np
 import structlog
 
 from twinlens.inference.abreast import Abreast
-from twinlens.inference.batching import (
-    OUTLIER_RATIO,
-    CostModel,
-    Forward,
-    Limits,
-    Reason,
-    split,
-    window_seconds,
-    window_size,
-)
+from twinlens.inference.batching import CostModel, Forward, Limits, Reason, split
 from twinlens.inference.compare import compare
 from twinlens.inference.counting import ComparedWindow
 from twinlens.inference.derive import derive, sampled
@@ -30,12 +21,11 @@ from twinlens.inference.observations import Observations
 from twinlens.inference.predict import PredictPath
 from twinlens.inference.raw import RawPath, RawTokenizer
 from twinlens.inference.report import Dispatch, PathWork
+from twinlens.inference.sizing import Sizing
 from twinlens.settings import BatchingSettings, PathSettings, PredictSettings, RawSettings, Settings
 from twinlens.window import Item, Window
 
 log = structlog.get_logger(__name__)
-
-LEARNING_RATE = 0.2  #: weight of the newest window in what is learned of windows as a whole
 
 
 class Compute:
@@ -58,9 +48,8 @@ class Compute:
         self._predict = PredictPath(predict_model, settings.predict)
         self._paths = Abreast(device)
         self._raw_cost, self._predict_cost = CostModel(), CostModel()
-        self._overhead = 1.0  # a window's seconds, relative to those of its passes without padding
-        self._dispatch = Dispatch(Reason.DRAINED, 0.0, 0.0)  # of the window that was drawn last
-        self.publish_s = 0.0  #: what committing a window takes; set by the thread that does it
+        self.sizing = Sizing()
+        self._dispatch = Dispatch(Reason.DRAINED, 0.0, 0.0, 1.0, 0.0, 0.0)  # of the window that was drawn last
         self._noise = NoiseFloor(settings.compare.noise_floor_share, random.Random(name))
 
     @property
@@ -75,15 +64,20 @@ class Compute:
             self._predict.reconfigure(predict)
             self._predict_settings = predict
 
+    def close(self) -> None:
+        """No more windows."""
+        self._paths.close()
+
     def take(self, candidates: Sequence[Item], waiting: int, now_s: float) -> int:
         """How many of the candidates, which are all or some of the `waiting` ones, make the next window."""
-        age_s = max(0.0, now_s - min(item.timestamp_ms for item in candidates) / 1000)
-        budget_s = self._batching.latency_objective_ms / 1000 - age_s - self.publish_s
-        seconds = self._overhead * window_seconds([item.token_count for item in candidates], self._forwards())
-        size, reason = window_size(seconds, budget_s)
-        if reason is Reason.DRAINED and waiting > size:
-            reason = Reason.FULL
-        self._dispatch = Dispatch(reason, age_s, float(seconds[size - 1]))
+        candidates = candidates[: self._batching.max_window_items]
+        size, self._dispatch = self.sizing.decide(
+            [item.token_count for item in candidates],
+            self._forwards(),
+            waiting=waiting,
+            age_s=max(0.0, now_s - min(item.timestamp_ms for item in candidates) / 1000),
+            objective_s=self._batching.latency_objective_ms / 1000,
+        )
         return size
 
     def run(self, window: Window) -> ComparedWindow:
@@ -91,20 +85,17 @@ class Compute:
         start = time.perf_counter()
         tweets = window.tweets
         lengths = [item.token_count for item in tweets]
-        expected_s = float(window_seconds(lengths, self._forwards())[-1]) if lengths else 0.0
         raw, predict = self._observe(tweets)
         paths = {"raw": PathWork.of(raw, self._raw_cost), "predict": PathWork.of(predict, self._predict_cost)}
-        for cost, batches in ((self._raw_cost, raw.batches), (self._predict_cost, predict.batches)):
-            for batch in batches:
-                cost.learn(batch.size, batch.padded_tokens, batch.seconds)
         self._noise.maybe_measure(self._raw, tweets, raw)
         comparison = compare(raw, predict, self._settings.compare.score_tolerance, self._noise.floor)
         for path, seen in (("raw", raw), ("predict", predict)):
             self._log_errors(path, tweets, seen)
         seconds = time.perf_counter() - start
-        if expected_s:
-            ratio = min(seconds / expected_s, OUTLIER_RATIO * self._overhead)
-            self._overhead += LEARNING_RATE * (ratio - self._overhead)
+        self.sizing.computed(lengths, self._forwards(), seconds)
+        for cost, batches in ((self._raw_cost, raw.batches), (self._predict_cost, predict.batches)):
+            for batch in batches:
+                cost.learn(batch.size, batch.padded_tokens, batch.seconds)
         return ComparedWindow(window, raw, predict, comparison, seconds, self._dispatch, paths)
 
     def _forwards(self) -> tuple[Forward, Forward]:

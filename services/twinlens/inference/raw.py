@@ -162,7 +162,13 @@ class RawPath:
             arrays["attention_mask"][row, place] = 1
             for name, values in item.inputs.items():
                 arrays[name][row, place] = values
-        return {name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()}
+        return {name: self._on_device(torch.from_numpy(array)) for name, array in arrays.items()}
+
+    def _on_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        """From pinned memory a GPU fetches by itself, while this thread goes on to launch the pass."""
+        if self._device.startswith("cuda"):
+            return tensor.pin_memory().to(self._device, non_blocking=True)
+        return tensor.to(self._device)
 
 
 def _first(hidden: torch.Tensor, mask: torch.Tensor) -> Floats:

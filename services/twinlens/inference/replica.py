@@ -44,14 +44,13 @@ DRAW_TIMEOUT_S = 0.2
 MEASURE_TIMEOUT_S = 5.0  #: for the intake thread to measure the lag
 LEAVE_S = 10.0  #: for the intake thread to leave the group
 MAX_REDONE = 12  #: aborted windows in a row, some 15 s, after which another replica shall try
-PUBLISH_RATE = 0.2  #: weight of the newest window in what publishing one takes
 RAW_CHANGES = {"max_batch_items", "max_batch_tokens"}  #: what may change of `raw` on a running replica
 
 
 class Replica:
     """Wires the stages together. `name` is unique among living replicas; `instance_id` makes it a static member.
 
-    `observe` is called with every committed window, by the thread that has committed it.
+    `observe` is called with every window that was published or must be read again, by the publish thread.
     """
 
     def __init__(
@@ -169,7 +168,6 @@ class Replica:
                 self._apply_changes()
                 start = time.monotonic()
                 window = self._backlog.draw(self._take, self._compute.max_window_items, DRAW_TIMEOUT_S)
-                self._apply_changes()  # once more: what came while it waited holds for this window already
                 if window is not None:
                     behind = self._backlog.items > 0 or self._unread_records > self._compute.max_window_items
                     self._hand_over(self._compute.run(window))
@@ -178,6 +176,7 @@ class Replica:
                     if behind:
                         self._service_rate.add(len(window.items), time.monotonic() - start)
         finally:
+            self._compute.close()
             self._hand_over(None)
 
     def _hand_over(self, done: ComparedWindow | None) -> None:
@@ -196,6 +195,7 @@ class Replica:
                 self._commit(done)
             except RedoWindow as reason:
                 log.warning("window will be read again", window=window.number, reason=str(reason))
+                self._report(done, None)
                 abandoned = self._backlog.abandon(window)
                 self._intake.read_again(abandoned)
                 self._backlog.finish(window)
@@ -219,20 +219,28 @@ class Replica:
         self._publisher.publish(records, offsets, lambda: self._claim(window))
         self._refusals.committed(refusals)
         publish_s = time.perf_counter() - start
-        self._compute.publish_s += PUBLISH_RATE * (publish_s - self._compute.publish_s)
-        tweets = len(done.comparison.verdicts)
-        refused = len(window.items) - tweets
-        self._observe(WindowReport(tweets, refused, done.dispatch, done.compute_s, publish_s, done.paths))
         if self._commit_outside is None:
             self._backlog.finish(window)
         else:
             self._commit_outside(window, offsets)
+        self._compute.sizing.published(len(window.items), publish_s)
+        self._report(done, publish_s)
+
+    def _report(self, done: ComparedWindow, publish_s: float | None) -> None:
+        """Metrics are not worth a replica."""
+        tweets = len(done.comparison.verdicts)
+        refused = len(done.window.items) - tweets
+        try:
+            self._observe(WindowReport(tweets, refused, done.dispatch, done.compute_s, publish_s, done.paths))
+        except Exception:
+            log.exception("a window was not reported")
 
     def _claim(self, window: Window) -> Any | None:
         metadata = self._intake.group_metadata()
         return metadata if metadata is not None and self._backlog.current(window) else None
 
     def _take(self, candidates: Sequence[Item]) -> int:
+        self._apply_changes()  # what came while it waited holds for this window already
         return self._compute.take(candidates, self._backlog.items, now_s=time.time())
 
     def _apply_changes(self) -> None:

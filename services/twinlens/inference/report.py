@@ -16,7 +16,10 @@ class Dispatch:
 
     reason: Reason
     queue_delay_s: float  #: of the oldest record, from its timestamp to this decision
-    predicted_s: float  #: by the cost model, both paths and all that surrounds them
+    predicted_s: float  #: to compute it, by the cost model: both paths, times `overhead`
+    overhead: float  #: what windows took of late, relative to the cost model's bare passes
+    publish_reserve_s: float  #: set aside of the latency objective for committing the window
+    relative_error: float  #: of predictions of whole windows, lately
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,11 @@ class PathWork:
 
 @dataclass(frozen=True)
 class WindowReport:
-    """A window that was committed."""
+    """A window that was published, or that must be read again."""
 
     tweets: int
     refused: int
     dispatch: Dispatch
     compute_s: float
-    publish_s: float
+    publish_s: float | None  #: None: it must be read again
     paths: dict[str, PathWork]  #: by name, `raw` and `predict`
