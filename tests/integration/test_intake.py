@@ -129,3 +129,27 @@ def test_records_wait_until_the_refusals_before_them_are_known(
     report = audit(settings)
     assert report.clean
     assert report.published == sent
+
+
+@pytest.mark.kafka  # the embedded broker is not sure where its topics end
+def test_what_was_never_committed_is_read_from_where_it_began(
+    new_kafka_settings: Callable[..., Settings], model_folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not from the beginning of the topic, where the group began at its end."""
+    settings = new_kafka_settings(
+        partitions=1, kafka={"auto_offset_reset": "latest"}, raw={"model": str(model_folder())}
+    )
+    sent = feed(settings, 60)
+    with running_replica(settings) as replica:
+        intake, partition = replica._intake, TopicPartition(settings.topics.input, 0)
+        wait_until(lambda: bool(intake._epochs), "partitions")
+        began = in_its_thread(replica, lambda: intake._consumer.position(partition))
+        assert began == sent
+        sent += feed(settings, 40)
+        wait_until(lambda: committed(settings, replica) >= sent, "all committed")
+        sought: list[int] = []
+        monkeypatch.setattr(intake, "_committed", lambda _: None)
+        monkeypatch.setattr(intake._consumer, "seek", lambda _, offset: sought.append(offset))
+        in_its_thread(replica, intake._start_over)
+        wait_until(lambda: bool(sought), "it goes back")
+    assert sought == [began]
