@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray import serve
 
 from tests.benchmarks.rivals.fixed_batches import fixed_batches
 from tests.benchmarks.rivals.job import Job
@@ -64,6 +65,7 @@ def loop(module: str, python: str = sys.executable) -> Start:
 def serve_batch(_settings: Settings, job: Job) -> Iterator[Check]:
     """The program, on a Ray of its own."""
     with local_cluster(CPUS):
+        serve.start(proxy_location="Disabled")  # else this process asks the Serve of the Ray before
         address = ray.get_runtime_context().gcs_address
         with program("serve_batch", job, RAY_ADDRESS=address) as check:
             yield check
