@@ -130,6 +130,10 @@ class Backlog:
         """Items that wait, and those of windows under way."""
         return self._items + self._drawn
 
+    def in_flight(self, partition: Partition) -> int:
+        """Windows under way that hold records of `partition`, of whatever epoch."""
+        return self._in_flight.get(partition, 0)
+
     def epoch(self, partition: Partition) -> int:
         return self._epochs.get(partition, 0)
 

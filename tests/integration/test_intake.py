@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -126,6 +127,40 @@ def test_records_wait_until_the_refusals_before_them_are_known(
 
         monkeypatch.setattr(intake, "_committed", sometimes)
         wait_until(lambda: committed(settings, replica) >= sent, "all committed")
+    report = audit(settings)
+    assert report.clean
+    assert report.published == sent
+
+
+def test_a_poll_that_fails_waits_for_a_window_that_has_passed_its_claim(settings: Settings) -> None:
+    """Its offsets are not at the broker yet, and will be."""
+    with running_replica(settings) as replica:
+        intake, partition = replica._intake, (settings.topics.input, 0)
+        sent = feed(settings, 20)
+        wait_until(lambda: committed(settings, replica) >= sent, "all committed")
+        producer, poll = replica._publisher._producer, intake._consumer.poll  # type: ignore[attr-defined]
+        send_offsets, claimed, go_on = producer.send_offsets_to_transaction, threading.Event(), threading.Event()
+
+        def send_late(*arguments: Any) -> None:
+            claimed.set()
+            assert go_on.wait(30)
+            send_offsets(*arguments)
+
+        def fail_once(*arguments: Any) -> Any:
+            intake._consumer.poll = poll
+            raise NotLeaderForPartitionError
+
+        producer.send_offsets_to_transaction = send_late
+        sent += feed(settings, 15)
+        assert claimed.wait(30)
+        intake._consumer.poll = fail_once
+        wait_until(lambda: replica._backlog.epoch(partition) == 1, "the poll has failed")
+        for _ in range(3):
+            in_its_thread(replica, lambda: None)  # the intake thread has gone round, and would have gone back
+        go_on.set()
+        wait_until(lambda: committed(settings, replica) >= sent, "all committed")
+        sent += feed(settings, 15)
+        wait_until(lambda: committed(settings, replica) >= sent, "it goes on")
     report = audit(settings)
     assert report.clean
     assert report.published == sent

@@ -187,7 +187,16 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         self._backlog.invalidate(self._epochs)
         for key in self._epochs:
             first = self._first_offsets.get(key)
-            self._later.append(partial(self._seek_back, key, Abandoned(first, self._backlog.epoch(key))))
+            self._later.append(partial(self._seek_back_settled, key, Abandoned(first, self._backlog.epoch(key))))
+
+    def _seek_back_settled(self, key: Partition, abandoned: Abandoned) -> None:
+        """A window that has passed its claim may be committed yet, in this very generation. Between the claim and its
+        offsets the broker knows nothing of them: what it calls committed then would be read twice.
+        """
+        if self._backlog.in_flight(key):
+            self._later.append(partial(self._seek_back_settled, key, abandoned))
+        else:
+            self._seek_back(key, abandoned)
 
     def _hand_over(self, polled: dict[TopicPartition, list[Any]]) -> None:
         # As of the poll: what is asked of the consumer below may change the assignment, and the positions with it.
