@@ -1,7 +1,7 @@
 """Why a tweet diverges: a ladder of rungs; the first one that fails names the cause. Pure.
 
 Later rungs are not assessable once one has failed: different tokens explain any difference in the logits. The answer
-is never forced: when every rung holds and the paths still differ, the cause is `unexplained`, whose share is a metric.
+is never forced: when every rung holds and the paths still differ, the cause is `unexplained`.
 The certainty is `consistent`: the evidence fits. `confirmed` is kept for a replay that closed the gap.
 """
 
