@@ -96,6 +96,7 @@ def test_sigterm_finishes_and_commits_the_window_and_serve_starts_another(deploy
 
 
 @pytest.mark.kafka
+@pytest.mark.slow
 def test_rolling_restarts_and_scaling_lose_nothing(deploy: Deploy, kafka: str) -> None:
     """On a real Kafka: the embedded broker does not get a group of several members through a rebalance."""
     deployed = deploy(new_settings(kafka))
