@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 from ray import serve
 
 from tests.apache_kafka import apache_kafka, kafka_home
+from tests.benchmarks.machine import CPUS
 from tests.serving import run, start_http
 from twinlens import app, records
 from twinlens.broker import topics
@@ -25,7 +25,6 @@ from twinlens.settings import Settings
 
 Broker = Callable[[], contextlib.AbstractContextManager[str]]
 
-CPUS = len(os.sched_getaffinity(0))
 DEADLINE_S = 600.0
 
 

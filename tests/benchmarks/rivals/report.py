@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.system import CPUS
+from tests.benchmarks.machine import description
 
-PACKAGES = ("torch", "transformers", "ray", "kafka-python")
+PACKAGES = ("transformers", "ray", "kafka-python")
 
 
 @dataclass
@@ -109,7 +108,4 @@ class Report:
 
 def machine() -> str:
     """Processor, Python and the packages that matter."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    return f"{models[0] if models else platform.machine()}, {CPUS} CPUs, Python {platform.python_version()}, {packages}"
+    return ", ".join([description(), *(f"{name} {version(name)}" for name in PACKAGES)])
