@@ -153,7 +153,7 @@ class Reason(StrEnum):
     DRAINED = "drained"  #: all that waited
     FULL = "full"  #: as much as a window holds, in records or bytes
     DEADLINE = "deadline"  #: as many as end within the latency objective of the oldest
-    BEHIND = "behind"  #: too few would to be worth a window: as much as it holds, for the best throughput
+    BEHIND = "behind"  #: too few would end in time to be worth a window: as much as it holds, for the best throughput
 
 
 def window_size(seconds: WindowSeconds, budget_s: float) -> tuple[int, Reason]:
