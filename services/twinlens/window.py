@@ -220,7 +220,13 @@ class Backlog:
             window = Window(self._number, items, {item.source: self.epoch(item.source) for item in items})
             for partition in window.epochs:
                 self._in_flight[partition] = self._in_flight.get(partition, 0) + 1
+            self._changed.notify_all()
             return window
+
+    def await_draw(self, timeout_s: float) -> None:
+        """Return as soon as nothing waits, or when closed, or after `timeout_s`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._items == 0 or self._closed, timeout_s)
 
     def close(self) -> None:
         """Let `draw` return at once from now on when nothing waits."""

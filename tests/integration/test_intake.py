@@ -19,6 +19,7 @@ from twinlens.audit import audit
 from twinlens.broker.assignor import SoleOwnerAssignor
 from twinlens.inference.replica import Replica
 from twinlens.settings import Settings
+from twinlens.window import Backlog
 
 
 @pytest.fixture
@@ -188,3 +189,18 @@ def test_what_was_never_committed_is_read_from_where_it_began(
         in_its_thread(replica, intake._start_over)
         wait_until(lambda: bool(sought), "it goes back")
     assert sought == [began]
+
+
+@pytest.mark.parametrize(("max_buffered_bytes", "waits"), [(1_000_000, True), (10_000, False)])
+def test_after_a_poll_that_brought_all_there_was_the_next_one_waits_for_compute(
+    settings: Settings, max_buffered_bytes: int, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not where a poll may bring one record only, of records that are larger than its share of the memory."""
+    awaited: list[float] = []
+    monkeypatch.setattr(Backlog, "await_draw", lambda _, timeout_s: awaited.append(timeout_s))
+    intake = settings.intake.model_copy(update={"max_buffered_bytes": max_buffered_bytes})
+    settings = settings.model_copy(update={"intake": intake})
+    sent = feed(settings, 20)
+    with running_replica(settings) as replica:
+        wait_until(lambda: committed(settings, replica) >= sent, "all committed")
+    assert bool(awaited) == waits

@@ -137,6 +137,8 @@ def stock(folder: Path, limit: int, **arguments: Any) -> Any:
 
 
 def answers(seen: Observations) -> list[list[dict[str, Any]]]:
+    if seen.facts.top_k is None:
+        return [[{"label": seen.label(row), "score": score}] for row, score in enumerate(seen.top_scores().tolist())]
     return [[{"label": entry.label, "score": entry.score} for entry in answer] for answer in seen.answers]
 
 
@@ -274,7 +276,6 @@ def test_labels_that_are_numbers(case: Cases, model_folder: ModelFolder, tmp_pat
     seen = PredictPath(model, PredictSettings()).observe(items_of(TEXTS), one_by_one(TEXTS))
     assert seen.errors == [None] * len(TEXTS)
     assert {seen.label(row) for row in range(len(TEXTS))} == {"0", "1", "2"}
-    assert {entry.label for answer in seen.answers for entry in answer} == {"0", "1", "2"}
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

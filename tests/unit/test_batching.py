@@ -37,7 +37,8 @@ costs = st.builds(
 def fits(batch: Sequence[int], lengths: Sequence[int], limits: Limits) -> bool:
     if len(batch) == 1:
         return True
-    return len(batch) <= limits.max_items and len(batch) * max(lengths[i] for i in batch) <= limits.max_tokens
+    padded = max(1, *(lengths[i] for i in batch))  # a text without tokens counts as one
+    return len(batch) <= limits.max_items and len(batch) * padded <= limits.max_tokens
 
 
 def fixed(order: Sequence[int], size: int) -> Batches:

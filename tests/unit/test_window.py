@@ -307,6 +307,24 @@ class TestThreads:
         assert isinstance(window, Window)
         assert offsets(window) == [(0, 0)]
 
+    def test_what_awaits_a_draw_goes_on_when_nothing_waits_any_more(self) -> None:
+        waiting = backlog()
+        waiting.fill(P0, 0, run(2))
+        awaiting = Background(lambda: waiting.await_draw(DEADLINE_S))
+        draw(waiting, take=lambda _: 1)
+        assert awaiting.running  # one still waits
+        draw(waiting)
+        awaiting.join()
+
+    def test_what_awaits_a_draw_goes_on_in_time_or_when_closed(self) -> None:
+        waiting = backlog()
+        waiting.await_draw(DEADLINE_S)  # nothing waits
+        waiting.fill(P0, 0, run(1))
+        waiting.await_draw(0.001)
+        awaiting = Background(lambda: waiting.await_draw(DEADLINE_S))
+        waiting.close()
+        awaiting.join()
+
     def test_draw_wakes_up_when_closed(self) -> None:
         waiting = backlog()
         drawing = Background(lambda: waiting.draw(everything, 10, DEADLINE_S))

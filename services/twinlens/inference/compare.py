@@ -63,8 +63,11 @@ def compare(raw: Observations, predict: Observations, score_tolerance: float, no
 
 
 def _labels_differ(raw: Observations, predict: Observations) -> npt.NDArray[np.bool_]:
-    """By name, not by index: a label map that was permuted is a divergence, two indices of one name are none."""
-    return np.array([raw.label(row) != predict.label(row) for row in range(len(raw.errors))], np.bool_)
+    """By name, not by index: a label map that was permuted is a divergence, two indices of one name are none. Means
+    nothing where a path raised."""
+    names = {name: number for number, name in enumerate((*raw.facts.labels, *predict.facts.labels))}
+    raw_names, predict_names = (np.array([names[name] for name in seen.facts.labels]) for seen in (raw, predict))
+    return np.asarray(raw_names[raw.top] != predict_names[predict.top])
 
 
 def _logits_delta(raw: Observations, predict: Observations, both: npt.NDArray[np.bool_]) -> Floats:

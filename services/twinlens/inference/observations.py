@@ -56,7 +56,7 @@ class Observations:
     batch_of: npt.NDArray[np.int64]  #: [n] index into `batches`
     derived: npt.NDArray[np.bool_]  #: [n] predict path: made from the raw path's logits, see `inference.derive`
     batches: list[Batch] = field(default_factory=list)
-    answers: list[list[LabelScore]] = field(default_factory=list)  #: predict path: the pipeline's answer per tweet
+    answers: list[list[LabelScore]] = field(default_factory=list)  #: predict path with `top_k`: what was answered
     cls: Floats | None = None  #: raw path, [n, hidden]
     control_differs: bool = False  #: the same pass run twice gave different bits
 

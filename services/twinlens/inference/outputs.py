@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from twinlens.broker.deadletters import REPLAYED_FROM, own_headers
-from twinlens.broker.publisher import OutgoingRecord
+from twinlens.broker.recordbatch import OutgoingRecord
 from twinlens.inference.cause import cause_of
 from twinlens.inference.counting import ComparedWindow, comparison_records
 from twinlens.inference.observations import Observations

@@ -88,6 +88,7 @@ class PredictPath:
             training=model.model.training,
             top_k=settings.top_k,
         )
+        self._index = {label: position for position, label in enumerate(model.labels)}
 
     def observe(self, items: Sequence[Item], batches: Sequence[Sequence[int]]) -> Observations:
         """One row per item, computed in the given batches (lists of indices into `items`); rows in none stay empty."""
@@ -110,18 +111,22 @@ class PredictPath:
         answers = self._pipeline([items[row].text for row in rows], batch_size=len(rows))
         seconds = time.perf_counter() - start
         self._note(seen, rows)
-        index = {label: position for position, label in enumerate(self.facts.labels)}
-        for row, answer, entry in zip(rows, answers, self._pipeline.seen, strict=True):
-            entries = answer if isinstance(answer, list) else [answer]
-            seen.answers[row] = [LabelScore(str(e["label"]), e["score"]) for e in entries]
-            seen.logits[row] = entry["logits"]
-            seen.batch_of[row] = len(seen.batches)
-            if not (np.isfinite(entry["logits"]).all() and np.isfinite(entries[0]["score"])):
-                seen.errors[row] = NON_FINITE  # the pipeline would have said label 0
-                continue
-            seen.top[row] = index[str(entries[0]["label"])]
-            seen.scores[row, seen.top[row]] = entries[0]["score"]
+        if self.facts.top_k is not None:
+            for row, answer in zip(rows, answers, strict=True):
+                seen.answers[row] = [LabelScore(str(entry["label"]), entry["score"]) for entry in answer]
+        best = [answer[0] if isinstance(answer, list) else answer for answer in answers]
+        logits = np.stack([entry["logits"] for entry in self._pipeline.seen])
+        scores = np.array([entry["score"] for entry in best], np.float32)
+        top = np.array([self._index[str(entry["label"])] for entry in best])
+        chosen = np.asarray(rows)
+        seen.logits[chosen] = logits
+        seen.batch_of[chosen] = len(seen.batches)
         seen.batches.append(Batch(len(rows), self._pipeline.padded_tokens, seconds))
+        finite = np.isfinite(logits).all(axis=1) & np.isfinite(scores)
+        seen.top[chosen[finite]] = top[finite]
+        seen.scores[chosen[finite], top[finite]] = scores[finite]
+        for row in chosen[~finite].tolist():
+            seen.errors[row] = NON_FINITE  # the pipeline would have said label 0
 
     def _note(self, seen: Observations, rows: Sequence[int]) -> None:
         """Copy what the tokenizer did; of a text that broke the tokenizer there is nothing."""

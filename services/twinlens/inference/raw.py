@@ -110,11 +110,10 @@ class RawPath:
     def observe(self, items: Sequence[Item], batches: Sequence[Sequence[int]]) -> Observations:
         """One row per item, computed in the given batches (lists of indices into `items`)."""
         seen = Observations.empty(self.facts, len(items))
-        for row, item in enumerate(items):
-            seen.input_ids[row] = item.inputs.get("input_ids", [])
-            seen.mask_counts[row] = len(seen.input_ids[row])
-            seen.truncated[row] = item.truncated
-            seen.errors[row] = None if item.token_error is None else error_of(item.token_error)
+        seen.input_ids = [item.inputs.get("input_ids", []) for item in items]
+        seen.mask_counts[:] = [len(ids) for ids in seen.input_ids]
+        seen.truncated[:] = [item.truncated for item in items]
+        seen.errors = [None if item.token_error is None else error_of(item.token_error) for item in items]
 
         def run(rows: Sequence[int]) -> None:
             self._run(seen, items, rows)
