@@ -20,11 +20,11 @@ from twinlens.broker.client import new_consumer
 from twinlens.broker.embedded import embedded_broker
 from twinlens.broker.publisher import (
     AtLeastOncePublisher,
-    OutgoingRecord,
     Publisher,
     SourceOffset,
     TransactionalPublisher,
 )
+from twinlens.broker.recordbatch import OutgoingRecord
 from twinlens.errors import RedoWindow, ReplaceReplica
 from twinlens.settings import Settings
 from twinlens.threads import WatchedThread
@@ -66,6 +66,28 @@ def test_a_window_is_published_in_order_with_keys_and_headers(delivery: str, add
     assert [(r.key, r.value, list(r.headers)) for r in found] == [(b"k", v, [("h", b"v")]) for v in (b"1", b"2", b"3")]
     # Outside a transaction the offsets are the intake thread's to commit, after this.
     assert committed_offsets(settings) == ({0: 3} if delivery == "exactly_once" else {})
+
+
+@pytest.mark.parametrize("delivery", PUBLISHERS)
+def test_a_window_of_many_record_batches_stays_in_order(delivery: str, address: str) -> None:
+    settings, member = prepare(address, partitions=2)
+    publisher: Publisher = PUBLISHERS[delivery](settings, "p")
+    values = [f"{number:0>1000}".encode() for number in range(1_000)]  # a batch takes 256 KiB
+    records = [OutgoingRecord(settings.topics.logits, number % 2, None, v, []) for number, v in enumerate(values)]
+    with closing(publisher), closing(member):
+        publisher.publish(records, up_to(settings, 1_000), member.group_metadata)
+    found = published(settings, "logits")["logits"]
+    for partition in (0, 1):
+        assert [record.value for record in found if record.partition == partition] == values[partition::2]
+
+
+@pytest.mark.parametrize("delivery", PUBLISHERS)
+def test_a_partition_that_no_topic_has_asks_for_a_new_replica(delivery: str, address: str) -> None:
+    settings, member = prepare(address)
+    publisher: Publisher = PUBLISHERS[delivery](settings, "p")
+    records = [OutgoingRecord(settings.topics.logits, 1, None, b"1", [])]
+    with closing(publisher), closing(member), pytest.raises(ReplaceReplica, match="as many partitions"):
+        publisher.publish(records, up_to(settings, 1), member.group_metadata)
 
 
 @pytest.mark.parametrize("delivery", PUBLISHERS)

@@ -13,23 +13,14 @@ from kafka.errors import AuthorizationError, KafkaError, MessageSizeTooLargeErro
 from kafka.structs import OffsetAndMetadata
 
 from twinlens.broker.client import close_producer, naming_denials, new_producer
+from twinlens.broker.recordbatch import OutgoingRecord, send
 from twinlens.errors import AskUser, RedoWindow, ReplaceReplica
 from twinlens.settings import Settings
-from twinlens.window import Headers, Partition
+from twinlens.window import Partition
 
 log = structlog.get_logger(__name__)
 
 PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6)  #: before another try; a rebalance takes a heartbeat or two
-
-
-class OutgoingRecord(NamedTuple):
-    """One record to publish."""
-
-    topic: str
-    partition: int
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
 
 
 class SourceOffset(NamedTuple):
@@ -67,24 +58,24 @@ class _Producing:
         return 0.0 if since is None else time.monotonic() - since
 
     def _send(self, producer: KafkaProducer, records: Sequence[OutgoingRecord]) -> list[Any]:
-        """Futures of all records. Raises KafkaError where one was refused before it reached the transaction."""
-        futures = []
+        """Futures of all record batches. Raises KafkaError where one was refused before it reached the transaction."""
+        of_partition: dict[Partition, list[OutgoingRecord]] = {}
         for record in records:
+            of_partition.setdefault((record.topic, record.partition), []).append(record)
+        futures = []
+        for (topic, partition), own in of_partition.items():
             try:
-                future = producer.send(record.topic, record.value, record.key, record.headers, record.partition)
+                futures += send(producer, topic, partition, own)
             except MessageSizeTooLargeError as error:
                 raise ReplaceReplica(
-                    f"a record for {record.topic} is larger than kafka.max_request_bytes ({error}); raise it, and "
+                    f"a record for {topic} is larger than kafka.max_request_bytes ({error}); raise it, and "
                     "max.message.bytes of the output topics with it"
                 ) from error
             except ValueError as error:
                 raise ReplaceReplica(
-                    f"{record.topic} takes no record for partition {record.partition} ({error}); outputs need as many "
-                    "partitions as the input"
+                    f"{topic} takes no record for partition {partition} ({error}); outputs need as many partitions as "
+                    "the input"
                 ) from error
-            if future.failed():
-                raise future.exception
-            futures.append(future)
         return futures
 
 
