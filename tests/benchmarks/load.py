@@ -44,19 +44,12 @@ class Outcome:
 
 
 class Load:
-    """Both processes. `capacity` and `offer` are called one after the other, with nothing under way in between."""
+    """Both processes. One plan is carried out after the other, with nothing under way in between."""
 
     def __init__(self, producer: Connection, reader: Connection, idle_s: float) -> None:
         self._producer, self._reader = producer, reader
         self._taken = 0
         self._idle_s = idle_s
-
-    def capacity(self, count: int, warm_up: int) -> float:
-        """Tweets per second at which a backlog of `count` gets through, without the first `warm_up`."""
-        arrivals = self._arrivals(count)
-        at_s = np.sort([arrival.at_s for arrival in arrivals])
-        after = at_s[at_s > at_s[warm_up]]
-        return float(len(after) / (after[-1] - at_s[warm_up]))
 
     def offer(self, plan: Plan, warm_up_s: float = 0.0) -> Outcome:
         """Carry `plan` out and wait until the last of its tweets is through. `warm_up_s`: CPU time counts from then."""
