@@ -88,7 +88,7 @@ def measure(arguments: str, count: int) -> dict[str, Any]:
 
 def _wrap_pipeline(path: Any, watch: Stopwatch) -> None:
     """The pipeline is called as an object, so its class's `__call__` is what counts."""
-    kind = type(path._pipeline)
+    kind = type(path._pipelines[0])
     watch.wrap(kind, "__call__", "pipeline")
 
 

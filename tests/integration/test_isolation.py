@@ -154,7 +154,7 @@ class TestTokenizerRaises:
 
     def test_predict(self, load: Load) -> None:
         path = PredictPath(load(), PredictSettings())
-        path._pipeline.tokenizer = Picky(path._pipeline.tokenizer)
+        path._pipelines[0].tokenizer = Picky(path._pipelines[0].tokenizer)
         seen = path.observe(items_of(with_bad(MARKER)), [list(range(len(NEIGHBOURS) + 1))])
         check(seen, predict(load(), NEIGHBOURS), "ValueError")
         assert seen.input_ids[BAD] == []

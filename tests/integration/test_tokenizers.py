@@ -90,13 +90,13 @@ def test_the_paths_keep_their_lengths_side_by_side(model_folder: ModelFolder) ->
 
 def test_no_two_users_share_a_tokenizer(model_folder: ModelFolder) -> None:
     model = load_model(str(model_folder("bert", "three")), None, "float32", "cpu")
-    path = PredictPath(model, PredictSettings())
-    tokenizers = [RawTokenizer(model, RawSettings())._tokenizer, path._pipeline.tokenizer]
+    path = PredictPath(model, PredictSettings(), lanes=2)
+    tokenizers = [RawTokenizer(model, RawSettings())._tokenizer, *(each.tokenizer for each in path._pipelines)]
     path.reconfigure(PredictSettings(max_length=8))
-    tokenizers.append(path._pipeline.tokenizer)
-    assert len({id(tokenizer) for tokenizer in tokenizers}) == 3
-    assert len({id(tokenizer.backend_tokenizer) for tokenizer in tokenizers}) == 3
-    assert path._pipeline.model is RawPath(model, RawSettings())._model  # the weights they share
+    tokenizers += [each.tokenizer for each in path._pipelines]
+    assert len({id(tokenizer) for tokenizer in tokenizers}) == 5
+    assert len({id(tokenizer.backend_tokenizer) for tokenizer in tokenizers}) == 5
+    assert path._pipelines[0].model is RawPath(model, RawSettings())._model  # the weights they share
 
 
 def test_long_texts_are_tokenized_in_several_calls(model_folder: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def test_long_texts_are_tokenized_in_several_calls(model_folder: ModelFolder, mo
 
 def test_the_pipeline_does_not_hold_what_was_cut_off(model_folder: ModelFolder) -> None:
     path = PredictPath(load_model(str(model_folder()), None, "float32", "cpu"), PredictSettings())
-    encoded = path._pipeline.preprocess(LONG, truncation=True, max_length=8)
+    encoded = path._pipelines[0].preprocess(LONG, truncation=True, max_length=8)
     assert encoded.encodings is None
-    assert path._pipeline.seen[0]["truncated"]
+    assert path._pipelines[0].seen[0]["truncated"]
     assert encoded["input_ids"].shape == (1, 8)

@@ -6,20 +6,21 @@ import random
 import time
 from collections.abc import Sequence
 from functools import partial
+from operator import itemgetter
 
 import numpy as np
 import structlog
 
-from twinlens.inference.abreast import Abreast
-from twinlens.inference.batching import CostModel, Forward, Limits, Reason, split
+from twinlens.inference.batching import CostModel, Forward, Limits, Reason, predicted_cost, split
 from twinlens.inference.compare import compare
 from twinlens.inference.counting import ComparedWindow
 from twinlens.inference.derive import derive, sampled
+from twinlens.inference.lanes import Lanes, Pass
 from twinlens.inference.model import load_model, resolve_device
 from twinlens.inference.noise import NoiseFloor
 from twinlens.inference.observations import Observations
 from twinlens.inference.predict import PredictPath
-from twinlens.inference.raw import RawPath, RawTokenizer
+from twinlens.inference.raw import RawPath, RawTokenizer, score
 from twinlens.inference.report import Dispatch, PathWork
 from twinlens.inference.sizing import Sizing
 from twinlens.settings import BatchingSettings, PathSettings, PredictSettings, RawSettings, Settings
@@ -45,8 +46,8 @@ class Compute:
         predict_model = raw_model if predict == raw else load_model(*predict, device)
         self.tokenizer = RawTokenizer(raw_model, settings.raw)  #: for the thread that decodes
         self._raw = RawPath(raw_model, settings.raw)
-        self._predict = PredictPath(predict_model, settings.predict)
-        self._paths = Abreast(device)
+        self._lanes = Lanes(device)
+        self._predict = PredictPath(predict_model, settings.predict, self._lanes.count)
         self._raw_cost, self._predict_cost = CostModel(), CostModel()
         self.sizing = Sizing()
         self._dispatch = Dispatch(Reason.DRAINED, 0.0, 0.0, 1.0, 0.0, 0.0)  # of the window that was drawn last
@@ -66,7 +67,7 @@ class Compute:
 
     def close(self) -> None:
         """No more windows."""
-        self._paths.close()
+        self._lanes.close()
 
     def take(self, candidates: Sequence[Item], waiting: int, now_s: float) -> int:
         """How many of the candidates, which are all or some of the `waiting` ones, make the next window."""
@@ -108,8 +109,8 @@ class Compute:
         )
 
     def _observe(self, tweets: Sequence[Item]) -> tuple[Observations, Observations]:
-        """Both paths on all tweets, side by side where there are CPUs for it; in audited mode the pipeline on a sample
-        of them, and the other predictions derived from the raw path.
+        """Both paths on all tweets; in audited mode the pipeline on a sample of them, and the other predictions derived
+        from the raw path.
         """
         settings = self._predict_settings
         raw_forward, predict_forward = self._forwards()
@@ -117,16 +118,24 @@ class Compute:
         if settings.mode == "audited":
             chosen = sampled(tweets, self._settings.application, settings.audit_share)
         rows = np.flatnonzero(chosen).tolist()
-        whole = [tweets[row].token_count + tweets[row].cut_tokens for row in rows]
-        most = self._predict.max_tokens if settings.truncation else max(whole, default=0)
-        predict_split = split([min(length, most) for length in whole], self._predict_cost, predict_forward.limits)
-        predict_batches = [[rows[index] for index in batch] for batch in predict_split]
-        raw_batches = split([item.token_count for item in tweets], self._raw_cost, raw_forward.limits)
-        raw, predict = self._paths.run(
-            partial(self._raw.observe, tweets, raw_batches),
-            partial(self._predict.observe, tweets, predict_batches),
-            abreast=settings.mode == "full",  # in audited mode the pipeline has too little to do
-        )
+        raw_lengths = [item.token_count for item in tweets]
+        whole = [item.token_count + item.cut_tokens for item in tweets]
+        most = self._predict.max_tokens if settings.truncation else max(whole)
+        predict_lengths = [min(length, most) for length in whole]
+        raw_batches = split(raw_lengths, self._raw_cost, raw_forward.limits)
+        sample = split([predict_lengths[row] for row in rows], self._predict_cost, predict_forward.limits)
+        predict_batches = [[rows[index] for index in batch] for batch in sample]
+
+        raw, predict = self._raw.begin(tweets), self._predict.begin(tweets)
+        passes: list[tuple[float, Pass]] = []
+        for batch in raw_batches:
+            seconds = predicted_cost(raw_lengths, [batch], self._raw_cost)
+            passes.append((seconds, partial(self._raw.run, raw, tweets, batch)))
+        for batch in predict_batches:
+            seconds = predicted_cost(predict_lengths, [batch], self._predict_cost)
+            passes.append((seconds, partial(self._predict.run, predict, tweets, batch)))
+        self._lanes.run(run for _, run in sorted(passes, key=itemgetter(0), reverse=True))
+        score(raw)
         derive(raw, predict, np.flatnonzero(~chosen))
         return raw, predict
 

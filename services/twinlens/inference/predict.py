@@ -6,6 +6,7 @@ what is needed to explain a difference (token ids, mask, logits).
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -52,17 +53,19 @@ class ObservedPipeline(TextClassificationPipeline):  # type: ignore[misc]
 
 
 class PredictPath:
-    """Runs the pipeline on texts. Used by the compute thread only."""
+    """Runs the pipeline on texts. `run` may be called by several threads at a time, each with a lane of its own, which
+    has its own pipeline and tokenizer; the weights are shared.
+    """
 
-    def __init__(self, model: LoadedModel, settings: PredictSettings) -> None:
+    def __init__(self, model: LoadedModel, settings: PredictSettings, lanes: int = 1) -> None:
         self._loaded = model
+        self._lanes = lanes
+        self._noting = threading.Lock()  # of which batch is which
         self.reconfigure(settings)
 
     def reconfigure(self, settings: PredictSettings) -> None:
         """Take other pipeline arguments; the weights stay."""
         model = self._loaded
-        tokenizer = model.new_tokenizer()
-        self.can_batch = tokenizer.pad_token_id is not None
         self.max_tokens = min(settings.max_length or model.max_tokens, model.max_tokens)
         arguments: dict[str, Any] = {}
         if settings.truncation:
@@ -71,14 +74,18 @@ class PredictPath:
             arguments["function_to_apply"] = settings.function_to_apply
         if settings.top_k is not None:
             arguments["top_k"] = settings.top_k
-        self._pipeline: ObservedPipeline = pipeline(
-            "text-classification",
-            model=model.model,
-            tokenizer=tokenizer,
-            device=model.device,
-            pipeline_class=ObservedPipeline,
-            **arguments,
-        )
+        self._pipelines: list[ObservedPipeline] = [
+            pipeline(
+                "text-classification",
+                model=model.model,
+                tokenizer=model.new_tokenizer(),
+                device=model.device,
+                pipeline_class=ObservedPipeline,
+                **arguments,
+            )
+            for _ in range(self._lanes)
+        ]
+        self.can_batch = self._pipelines[0].tokenizer.pad_token_id is not None
         self.facts = PathFacts(
             model=model.id,
             labels=model.labels,
@@ -92,45 +99,56 @@ class PredictPath:
 
     def observe(self, items: Sequence[Item], batches: Sequence[Sequence[int]]) -> Observations:
         """One row per item, computed in the given batches (lists of indices into `items`); rows in none stay empty."""
-        seen = Observations.empty(self.facts, len(items))
+        seen = self.begin(items)
+        for batch in batches:
+            self.run(seen, items, batch)
+        return seen
+
+    def begin(self, items: Sequence[Item]) -> Observations:
+        """One row per item, to be filled by `run`."""
+        return Observations.empty(self.facts, len(items))
+
+    def run(self, seen: Observations, items: Sequence[Item], batch: Sequence[int], lane: int = 0) -> None:
+        """Fill the batch's rows of `seen`."""
+        classify = self._pipelines[lane]
 
         def run(rows: Sequence[int]) -> None:
-            self._run(seen, items, rows)
+            self._run(classify, seen, items, rows)
 
         def fail(row: int, error: Exception) -> None:
             seen.errors[row] = error_of(error)
-            self._note(seen, [row])
+            _note(classify, seen, [row])
 
-        for batch in batches:
-            bisect(batch, run, fail)
-        return seen
+        bisect(batch, run, fail)
 
-    def _run(self, seen: Observations, items: Sequence[Item], rows: Sequence[int]) -> None:
-        self._pipeline.seen.clear()
+    def _run(self, classify: ObservedPipeline, seen: Observations, items: Sequence[Item], rows: Sequence[int]) -> None:
+        classify.seen.clear()
         start = time.perf_counter()
-        answers = self._pipeline([items[row].text for row in rows], batch_size=len(rows))
+        answers = classify([items[row].text for row in rows], batch_size=len(rows))
         seconds = time.perf_counter() - start
-        self._note(seen, rows)
+        _note(classify, seen, rows)
         if self.facts.top_k is not None:
             for row, answer in zip(rows, answers, strict=True):
                 seen.answers[row] = [LabelScore(str(entry["label"]), entry["score"]) for entry in answer]
         best = [answer[0] if isinstance(answer, list) else answer for answer in answers]
-        logits = np.stack([entry["logits"] for entry in self._pipeline.seen])
+        logits = np.stack([entry["logits"] for entry in classify.seen])
         scores = np.array([entry["score"] for entry in best], np.float32)
         top = np.array([self._index[str(entry["label"])] for entry in best])
         chosen = np.asarray(rows)
         seen.logits[chosen] = logits
-        seen.batch_of[chosen] = len(seen.batches)
-        seen.batches.append(Batch(len(rows), self._pipeline.padded_tokens, seconds))
+        with self._noting:
+            seen.batch_of[chosen] = len(seen.batches)
+            seen.batches.append(Batch(len(rows), classify.padded_tokens, seconds))
         finite = np.isfinite(logits).all(axis=1) & np.isfinite(scores)
         seen.top[chosen[finite]] = top[finite]
         seen.scores[chosen[finite], top[finite]] = scores[finite]
         for row in chosen[~finite].tolist():
             seen.errors[row] = NON_FINITE  # the pipeline would have said label 0
 
-    def _note(self, seen: Observations, rows: Sequence[int]) -> None:
-        """Copy what the tokenizer did; of a text that broke the tokenizer there is nothing."""
-        for row, entry in zip(rows, self._pipeline.seen, strict=False):
-            seen.input_ids[row] = entry["input_ids"]
-            seen.truncated[row] = entry["truncated"]
-            seen.mask_counts[row] = len(entry["input_ids"]) if entry["mask_count"] < 0 else entry["mask_count"]
+
+def _note(classify: ObservedPipeline, seen: Observations, rows: Sequence[int]) -> None:
+    """Copy what the tokenizer did; of a text that broke the tokenizer there is nothing."""
+    for row, entry in zip(rows, classify.seen, strict=False):
+        seen.input_ids[row] = entry["input_ids"]
+        seen.truncated[row] = entry["truncated"]
+        seen.mask_counts[row] = len(entry["input_ids"]) if entry["mask_count"] < 0 else entry["mask_count"]

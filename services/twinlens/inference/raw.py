@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -87,13 +88,14 @@ def cut_tokens(tokenizer: Any, encoded: Any, position: int, text: str) -> int:
 
 
 class RawPath:
-    """Runs the model on tokenized items. Used by the compute thread only."""
+    """Runs the model on tokenized items. `run` may be called by several threads at a time."""
 
     def __init__(self, model: LoadedModel, settings: RawSettings) -> None:
         self._model = model.model
         self.max_tokens = model.max_tokens
         self._device = model.device
         self._publish_cls = settings.publish_cls
+        self._noting = threading.Lock()  # of which batch is which
         tokenizer = model.new_tokenizer()
         self.can_batch = tokenizer.pad_token_id is not None
         self._left = tokenizer.padding_side == "left"
@@ -109,11 +111,23 @@ class RawPath:
 
     def observe(self, items: Sequence[Item], batches: Sequence[Sequence[int]]) -> Observations:
         """One row per item, computed in the given batches (lists of indices into `items`)."""
+        seen = self.begin(items)
+        for batch in batches:
+            self.run(seen, items, batch)
+        score(seen)
+        return seen
+
+    def begin(self, items: Sequence[Item]) -> Observations:
+        """One row per item, with what its tokens tell; `run` and `score` fill in the rest."""
         seen = Observations.empty(self.facts, len(items))
         seen.input_ids = [item.inputs.get("input_ids", []) for item in items]
         seen.mask_counts[:] = [len(ids) for ids in seen.input_ids]
         seen.truncated[:] = [item.truncated for item in items]
         seen.errors = [None if item.token_error is None else error_of(item.token_error) for item in items]
+        return seen
+
+    def run(self, seen: Observations, items: Sequence[Item], batch: Sequence[int], _lane: int = 0) -> None:
+        """Fill the batch's rows of `seen`: logits, or an error. The lane makes no difference."""
 
         def run(rows: Sequence[int]) -> None:
             self._run(seen, items, rows)
@@ -121,12 +135,9 @@ class RawPath:
         def fail(row: int, error: Exception) -> None:
             seen.errors[row] = error_of(error)
 
-        for batch in batches:
-            rows = [row for row in batch if seen.errors[row] is None]
-            if rows:
-                bisect(rows, run, fail)
-        _score(seen)
-        return seen
+        rows = [row for row in batch if seen.errors[row] is None]
+        if rows:
+            bisect(rows, run, fail)
 
     def forward(self, items: Sequence[Item], extra_padding: int = 0) -> tuple[Any, int, float]:
         """Model output of one pass over `items`, its padded length in tokens, and its seconds."""
@@ -142,12 +153,13 @@ class RawPath:
         (logits, cls), padded, seconds = self.forward([items[row] for row in rows])
         chosen = np.asarray(rows)
         seen.logits[chosen] = logits
-        seen.batch_of[chosen] = len(seen.batches)
-        seen.batches.append(Batch(len(rows), padded, seconds))
-        if cls is not None:
-            if seen.cls is None:
-                seen.cls = np.zeros((len(seen.errors), cls.shape[1]), np.float32)
-            seen.cls[chosen] = cls
+        with self._noting:
+            seen.batch_of[chosen] = len(seen.batches)
+            seen.batches.append(Batch(len(rows), padded, seconds))
+            if cls is not None:
+                if seen.cls is None:
+                    seen.cls = np.zeros((len(seen.errors), cls.shape[1]), np.float32)
+                seen.cls[chosen] = cls
 
     def _collate(self, items: Sequence[Item], extra_padding: int) -> dict[str, torch.Tensor]:
         """Pad to the longest item, on the tokenizer's side, with an attention mask."""
@@ -176,7 +188,7 @@ def _first(hidden: torch.Tensor, mask: torch.Tensor) -> Floats:
     return np.asarray(hidden[rows, mask.argmax(dim=1)].float().cpu().numpy())
 
 
-def _score(seen: Observations) -> None:
+def score(seen: Observations) -> None:
     """Scores and labels of every row that has finite logits; the others are errors, never label 0."""
     for row in np.flatnonzero(~np.isfinite(seen.logits).all(axis=1)):
         seen.errors[int(row)] = seen.errors[int(row)] or NON_FINITE

@@ -1,0 +1,96 @@
+"""The forward passes of a window, two at a time on a CPU.
+
+A pass of short texts does not fill many threads: two passes side by side, each with half of them, get through more than
+two in turn with all of them. Both paths' passes stand in one row, and each lane takes the next one as soon as it is
+free, so neither waits long for the other. Lanes share the models' weights and nothing else; transformers' models may be
+called by several threads (its `utils/output_capturing.py` keeps what a call collects in a ContextVar).
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, wait
+
+import torch
+
+Pass = Callable[[int], None]  #: called with the number of its lane, from 0
+
+
+class Lanes:
+    """Two lanes where `device` is a CPU and torch has two threads or more, else one: the calling thread.
+
+    The second thread is a daemon, unlike an executor's: at the end of the process it still takes the last window's
+    passes, and a pass that hangs does not keep the process alive.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._all = torch.get_num_threads()
+        self._calls: queue.SimpleQueue[tuple[Future[None], deque[Pass]] | None] | None = None
+        self._set = threading.local()
+        if device == "cpu" and self._all > 1:
+            self._calls = queue.SimpleQueue()
+            threading.Thread(target=self._beside, name="twinlens-lane", args=(self._calls,), daemon=True).start()
+
+    @property
+    def count(self) -> int:
+        return 1 if self._calls is None else 2
+
+    def run(self, passes: Iterable[Pass]) -> None:
+        """Run all of them, begun in this order: the dearest first, lest a lane ends long after the other.
+
+        One alone has all of torch's threads. Raises what a pass raises; none runs any more then.
+        """
+        waiting = deque(passes)
+        if self._calls is None or len(waiting) < 2:
+            self._threads(self._all)
+            _work(waiting, 0)
+            return
+        half = self._all // 2
+        begun: Future[None] = Future()
+        self._calls.put((begun, waiting))
+        self._threads(self._all - half)
+        try:
+            _work(waiting, 0)
+        finally:
+            wait([begun])
+        begun.result()
+
+    def close(self) -> None:
+        """End the second thread."""
+        if self._calls is not None:
+            self._calls.put(None)
+
+    def _beside(self, calls: queue.SimpleQueue[tuple[Future[None], deque[Pass]] | None]) -> None:
+        self._threads(self._all // 2)
+        while (call := calls.get()) is not None:
+            begun, waiting = call
+            try:
+                _work(waiting, 1)
+                begun.set_result(None)
+            except BaseException as error:  # noqa: BLE001 - it comes out in `run`
+                begun.set_exception(error)
+            del call, begun, waiting
+
+    def _threads(self, count: int) -> None:
+        """torch's number of threads belongs to the thread that calls it; setting it makes pools anew."""
+        if getattr(self._set, "count", None) != count:
+            torch.set_num_threads(count)
+            self._set.count = count
+
+
+def _work(waiting: deque[Pass], lane: int) -> None:
+    """Take passes until there are none, or one has raised."""
+    while True:
+        try:
+            run = waiting.popleft()
+        except IndexError:
+            return
+        try:
+            run(lane)
+        except BaseException:
+            waiting.clear()
+            raise
+        del run  # it holds a window's records
