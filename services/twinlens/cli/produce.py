@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 
 from twinlens.broker import topics
 from twinlens.broker.feed import feed, new_feed_producer
-from twinlens.cli.options import BrokersOption, ConfigOption, load_settings
+from twinlens.cli.options import AppOption, BrokersOption, ConfigOption, load_settings
 from twinlens.errors import AskUser
 
 
@@ -21,6 +21,7 @@ def produce(
     source: Annotated[str, typer.Argument(metavar="FILE.jsonl|-", help="One record per line; - is standard input.")],
     config: ConfigOption = None,
     bootstrap_servers: BrokersOption = None,
+    app: AppOption = None,
     topic: Annotated[str | None, typer.Option(help="Topic to feed (default: the input topic).")] = None,
     rate: Annotated[float, typer.Option(min=0, help="Records per second; 0 is as fast as they go.")] = 0,
     key_field: Annotated[str | None, typer.Option(help="Field whose value is the record's key.")] = "id",
@@ -32,7 +33,7 @@ def produce(
 
     Example: zcat tweets.jsonl.gz | twinlens produce - --limit 10000
     """
-    settings = load_settings(config, bootstrap_servers)
+    settings = load_settings(config, bootstrap_servers, app)
     lines = read_lines(source)
     total = limit if source == "-" else min(_count_lines(Path(source)), limit or sys.maxsize)
     target = topic or settings.topics.input

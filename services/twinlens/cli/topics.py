@@ -10,7 +10,7 @@ from rich.table import Table
 
 from twinlens.broker import topics
 from twinlens.broker.client import asking_user, new_admin
-from twinlens.cli.options import BrokersOption, ConfigOption, load_settings
+from twinlens.cli.options import AppOption, BrokersOption, ConfigOption, load_settings
 
 app = typer.Typer(help="Create and describe the topics.", no_args_is_help=True)
 
@@ -19,6 +19,7 @@ app = typer.Typer(help="Create and describe the topics.", no_args_is_help=True)
 def create(
     config: ConfigOption = None,
     bootstrap_servers: BrokersOption = None,
+    app_name: AppOption = None,
     partitions: Annotated[int, typer.Option(min=1, help="Partitions of the input topic, if it has to be created.")] = 4,
     replication: Annotated[int, typer.Option(min=1, help="Replicas of each partition.")] = 1,
 ) -> None:
@@ -26,19 +27,19 @@ def create(
 
     Example: twinlens topics create -b kafka:9092 --partitions 12 --replication 3
     """
-    settings = load_settings(config, bootstrap_servers)
+    settings = load_settings(config, bootstrap_servers, app_name)
     created = topics.create(settings, partitions, replication)
     typer.echo(f"created: {', '.join(created)}" if created else "all topics exist already")
     topics.check(settings)
 
 
 @app.command()
-def describe(config: ConfigOption = None, bootstrap_servers: BrokersOption = None) -> None:
+def describe(config: ConfigOption = None, bootstrap_servers: BrokersOption = None, app_name: AppOption = None) -> None:
     """Show the topics as they are. Exit code 2 when one is missing or not co-partitioned.
 
     Example: twinlens topics describe -c deploy/serve.yaml
     """
-    settings = load_settings(config, bootstrap_servers)
+    settings = load_settings(config, bootstrap_servers, app_name)
     admin = new_admin(settings.kafka)
     try:
         with asking_user(settings.kafka):
