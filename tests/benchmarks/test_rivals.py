@@ -17,7 +17,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from tests.benchmarks.rivals.measure import WARM_UP_SHARE, Check, Measured, Star
 from tests.benchmarks.rivals.report import Report, Row
 from tests.benchmarks.system import CPUS, real_kafka, running
 from tests.benchmarks.test_throughput import limit
+from twinlens.broker.embedded import embedded_broker
 from twinlens.cli.demo import TWEETS
 from twinlens.cluster import local_cluster
 from twinlens.settings import Settings
@@ -80,6 +81,7 @@ class Contestant:
     guess: float
     delivery: str = "at least once"
     sections: dict[str, dict[str, Any]] = field(default_factory=dict)
+    embedded: bool = False  #: on an embedded broker of its own, which forgets all at its end
 
 
 AT_LEAST_ONCE = {"output": {"delivery": "at_least_once"}}
@@ -88,11 +90,18 @@ CONTESTANTS = {
     "exactly-once": Contestant("twinlens", twinlens(), 200, "exactly once"),
     "at-least-once": Contestant("twinlens, at least once", twinlens(), 200, sections=AT_LEAST_ONCE),
     "audited": Contestant("twinlens, audited 5 %", twinlens(), 350, "exactly once", AUDITED),
+    "audited-at-least-once": Contestant(
+        "twinlens, audited 5 %, at least once", twinlens(), 350, sections=AUDITED | AT_LEAST_ONCE
+    ),
     "fixed-batches": Contestant("twinlens with fixed batches of 32", twinlens(fixed_batches), 130, "exactly once"),
     "serve-batch": Contestant("Ray Serve, @serve.batch of 32", serve_batch, 120),
     "batches": Contestant("loop, batches of 32", loop("batches"), 130),
     "one-by-one": Contestant("loop, one by one", loop("one_by_one"), 60),
     "quix": Contestant("Quix Streams", loop("quix", QUIX), 60),
+}
+CONTESTANTS |= {
+    f"embedded-{name}": replace(CONTESTANTS[name], title=f"{CONTESTANTS[name].title}, embedded broker", embedded=True)
+    for name in ("exactly-once", "at-least-once", "audited", "audited-at-least-once")
 }
 
 
@@ -110,7 +119,8 @@ def selected() -> list[str]:
 
 def run(name: str, address: str, topic: str, count: int) -> Measured:
     contestant = CONTESTANTS[name]
-    return measure(contestant.start, address, topic, dtype=DTYPE, sections=contestant.sections, count=count)
+    with embedded_broker() if contestant.embedded else contextlib.nullcontext(address) as broker:
+        return measure(contestant.start, broker, topic, dtype=DTYPE, sections=contestant.sections, count=count)
 
 
 def repeat(row: Row, address: str, repetition: int, reference: Measured) -> None:

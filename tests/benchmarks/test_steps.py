@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,17 +18,33 @@ from tests.conftest import ModelFolder
 from twinlens.settings import Settings
 
 TWEETS = 20_000
+#: What threads are called, and what is told apart within compute and intake, by functions.
+THREADS = ("compute", "intake", "publish", "producer", "kafka-io", "MainThread")
+PARTS = (
+    ("forward (twinlens/inference/raw.py", "the raw path's model"),
+    ("ObservedPipeline.preprocess", "the pipeline's tokenizer"),
+    ("ObservedPipeline._forward", "the pipeline's model"),
+    ("_run (twinlens/inference/predict.py", "the rest of the pipeline"),
+    ("tokenize (twinlens/inference/raw.py", "the raw path's tokenizer"),
+    ("_poll_once", "poll"),
+)
+
+
+def measured(model_folder: ModelFolder, *prefix: str) -> dict[str, Any]:
+    """What the program `steps` has found; `prefix` is a command that runs it."""
+    with real_kafka() as address:
+        tree = {"kafka": {"bootstrap_servers": address}, "raw": {"model": str(model_folder("bert", "three"))}}
+        backlog(Settings.load(tree), tweets(TWEETS))
+        program = [sys.executable, str(Path(__file__).with_name("steps.py")), json.dumps(tree), str(TWEETS)]
+        output = subprocess.run([*prefix, *program], check=True, capture_output=True, text=True, timeout=500).stdout
+    found: dict[str, Any] = json.loads(next(line for line in reversed(output.splitlines()) if line.startswith("{")))
+    return found
 
 
 @pytest.mark.benchmark
 @pytest.mark.timeout(600)
 def test_steps(model_folder: ModelFolder) -> None:
-    with real_kafka() as address:
-        tree = {"kafka": {"bootstrap_servers": address}, "raw": {"model": str(model_folder("bert", "three"))}}
-        backlog(Settings.load(tree), tweets(TWEETS))
-        command = [sys.executable, str(Path(__file__).with_name("steps.py")), json.dumps(tree), str(TWEETS)]
-        output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=500).stdout
-    found = json.loads(output.splitlines()[-1])
+    found = measured(model_folder)
     threads, calls = found["threads"], found["calls"]
     network = {name: spent for name, spent in threads.items() if name.startswith("kafka-")}
     producer = sum(spent for name, spent in network.items() if "producer" in name)
@@ -40,3 +59,44 @@ def test_steps(model_folder: ModelFolder) -> None:
     rows = [(name, f"{spent:.0f}") for name, spent in {**steps, "together": sum(steps.values())}.items()]
     text = f"{machine.description()}; a tiny model, {found['tweets_per_s']:,.0f} tweets/s\n\n"
     report.publish(text + report.table(("step", "CPU µs per tweet"), rows), "steps.md", steps=found)
+
+
+@pytest.mark.benchmark
+@pytest.mark.timeout(600)
+def test_interpreter_lock(model_folder: ModelFolder, tmp_path: Path) -> None:
+    """Who holds it, as a share of samples, and a flame graph."""
+    py_spy = shutil.which("py-spy", path=str(Path(sys.executable).parent))
+    if py_spy is None:
+        pytest.skip("no py-spy, which Ray brings along")
+    samples = tmp_path / "samples.txt"
+    record = (
+        py_spy,
+        "record",
+        "--gil",
+        "--threads",
+        "--rate",
+        "200",
+        "--format",
+        "raw",
+        "--output",
+        str(samples),
+        "--",
+    )
+    found = measured(model_folder, *record)
+    held: Counter[str] = Counter()
+    for line in samples.read_text().splitlines():
+        stack, _, count = line.rpartition(" ")
+        held[holder(stack.split(";"))] += int(count)
+    total = sum(held.values())
+    rows = [(name, f"{count / total:.0%}") for name, count in held.most_common()]
+    text = f"{machine.description()}; a tiny model, {found['tweets_per_s']:,.0f} tweets/s under the profiler\n\n"
+    report.publish(text + report.table(("holder of the interpreter lock", "share"), rows), "interpreter_lock.md")
+    if (folder := report.folder()) is not None:
+        shutil.copy(samples, folder / "interpreter_lock.txt")
+
+
+def holder(frames: list[str]) -> str:
+    """The thread, and within compute and intake what it was at."""
+    thread = next((name for name in THREADS if name in frames[0]), "other")
+    inner = (what for frame in frames for part, what in PARTS if part in frame)
+    return f"{thread}: {next(inner, 'the rest')}" if thread in ("compute", "intake") else thread

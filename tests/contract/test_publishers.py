@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import random
 import uuid
 from contextlib import closing
 from typing import Any
 
 import pytest
 from kafka import ConsumerGroupMetadata
+from kafka.admin import ConfigResource
 from kafka.errors import KafkaConnectionError, KafkaTimeoutError
-from kafka.future import Future
 from kafka.net.compat import KafkaNetClient
 
 from tests.integration.helpers import published
 from twinlens.audit import committed_offsets
 from twinlens.broker import publisher as module
 from twinlens.broker import topics
-from twinlens.broker.client import new_consumer
+from twinlens.broker.client import new_admin, new_consumer
 from twinlens.broker.embedded import embedded_broker
 from twinlens.broker.publisher import (
     AtLeastOncePublisher,
@@ -24,7 +25,7 @@ from twinlens.broker.publisher import (
     SourceOffset,
     TransactionalPublisher,
 )
-from twinlens.broker.recordbatch import OutgoingRecord
+from twinlens.broker.recordbatch import BatchFuture, OutgoingRecord, send
 from twinlens.errors import RedoWindow, ReplaceReplica
 from twinlens.settings import Settings
 from twinlens.threads import WatchedThread
@@ -137,6 +138,39 @@ def test_a_record_that_no_topic_takes_asks_for_a_new_replica(delivery: str, addr
         publisher.publish(window(settings, b"x" * 3_000_000), up_to(settings, 1), member.group_metadata)
 
 
+@pytest.mark.parametrize("delivery", PUBLISHERS)
+def test_a_record_that_is_too_large_is_found_among_others(delivery: str, address: str) -> None:
+    settings, member = prepare(address)
+    kafka = settings.kafka.model_copy(update={"max_request_bytes": 20_000})
+    publisher: Publisher = PUBLISHERS[delivery](settings.model_copy(update={"kafka": kafka}), "p")
+    with closing(publisher), closing(member), pytest.raises(ReplaceReplica, match="max_request_bytes"):
+        publisher.publish(window(settings, b"1", b"x" * 20_000, b"3"), up_to(settings, 3), member.group_metadata)
+    assert committed_offsets(settings) == {}
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("delivery", PUBLISHERS)
+def test_a_topic_that_takes_small_batches_only_gets_every_record_once(delivery: str, kafka: str) -> None:
+    """The client halves the batches that it is refused, but its flush fails then: the next try has smaller ones."""
+    settings, member = prepare(kafka)
+    with closing(new_admin(settings.kafka)) as admin:
+        resource = ConfigResource("TOPIC", settings.topics.logits, {"max.message.bytes": "20000"})
+        admin.alter_configs([resource])
+    publisher: Publisher = PUBLISHERS[delivery](settings, "p")
+    # Nothing that a codec could make small.
+    values = [random.Random(number).randbytes(1_000) for number in range(300)]
+    with closing(publisher), closing(member):
+        for left in reversed(range(20)):
+            try:
+                publisher.publish(window(settings, *values), up_to(settings, 300), member.group_metadata)
+                break
+            except RedoWindow:
+                assert left
+    found = [record.value for record in published(settings, "logits")["logits"]]
+    assert found[-300:] == values
+    assert delivery == "at_least_once" or len(found) == 300
+
+
 @pytest.mark.kafka
 def test_readers_never_see_an_aborted_window(kafka: str) -> None:
     settings, member = prepare(kafka)
@@ -202,16 +236,20 @@ def test_a_window_is_not_committed_without_a_record_that_the_client_gave_up(
     """A batch that expires leaves kafka-python's transaction as it is: it can be committed all the same."""
     settings, member = prepare(kafka)
     publisher = TransactionalPublisher(settings, "p")
-    given_up = Future()
+    given_up: list[int] = []
 
-    def claim() -> Any:
-        if not given_up.is_done:
-            given_up.failure(KafkaTimeoutError("batch expired"))
-        return member.group_metadata()
+    def expiring(producer: Any, records: Any, batch_bytes: int) -> list[BatchFuture]:
+        """The first time they never reach the sender, which has to ask the coordinator before."""
+        futures = send(producer, records, batch_bytes)
+        if not given_up:
+            producer._accumulator.abort_undrained_batches(KafkaTimeoutError("batch expired"))
+        given_up.append(len(records))
+        return futures
 
     with closing(publisher), closing(member):
-        monkeypatch.setattr(publisher._producer, "send", lambda *_: given_up)
-        publisher.publish(window(settings, b"at the second try"), up_to(settings, 1), claim)
+        monkeypatch.setattr(module, "send", expiring)
+        publisher.publish(window(settings, b"at the second try"), up_to(settings, 1), member.group_metadata)
+    assert given_up == [1, 1]
     assert [record.value for record in published(settings, "logits")["logits"]] == [b"at the second try"]
     assert committed_offsets(settings) == {0: 1}
 

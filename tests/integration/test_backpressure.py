@@ -65,13 +65,13 @@ def test_large_records_come_in_small_polls_and_small_windows(
     for line in large(count):
         producer.send(settings.topics.input, line)
     producer.close(timeout=10)
-    observe, paused = RawPath.observe, threading.Event()
+    begin, paused = RawPath.begin, threading.Event()
 
-    def behind(self: RawPath, items: Any, batches: Any) -> Any:
+    def behind(self: RawPath, items: Any) -> Any:
         assert paused.wait(DEADLINE_S)
-        return observe(self, items, batches)
+        return begin(self, items)
 
-    monkeypatch.setattr(RawPath, "observe", behind)
+    monkeypatch.setattr(RawPath, "begin", behind)
     with running_replica(settings) as replica:
         wait_until(lambda: bool(replica._intake._consumer.paused()), "the intake is full")
         paused.set()
@@ -117,13 +117,14 @@ def test_a_model_slower_than_the_poll_interval_keeps_its_partitions(
         batching={"max_window_items": 40},
     )
     count = produce(settings, [(str(number).encode(), line, []) for number, line in enumerate(lines(100))])
-    observe, given_up = RawPath.observe, []
+    begin, given_up, held_up = RawPath.begin, [], []
 
-    def slowly(self: RawPath, items: Any, batches: Any) -> Any:
+    def slowly(self: RawPath, items: Any) -> Any:
+        held_up.append(len(items))
         threading.Event().wait(1.5 * settings.kafka.max_poll_interval_ms / 1000)
-        return observe(self, items, batches)
+        return begin(self, items)
 
-    monkeypatch.setattr(RawPath, "observe", slowly)
+    monkeypatch.setattr(RawPath, "begin", slowly)
     for event in ("on_partitions_revoked", "on_partitions_lost"):
         monkeypatch.setattr(Intake, event, lambda _, partitions: given_up.extend(partitions))
     with running_replica(settings) as replica:
@@ -132,6 +133,7 @@ def test_a_model_slower_than_the_poll_interval_keeps_its_partitions(
         wait_until(lambda: committed(settings, replica) >= count, "the last window")
         assert replica._intake.group_metadata().generation_id == generation
         assert given_up == []
+        assert len(held_up) >= 3
     report = audit(settings)
     assert report.clean
     assert report.published == count

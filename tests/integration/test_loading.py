@@ -6,16 +6,28 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, BertForMaskedLM, BertModel, ViTConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    BigBirdConfig,
+    FunnelConfig,
+    LlamaConfig,
+    ModernBertConfig,
+    ViTConfig,
+)
 
 from tests.conftest import ModelFolder
 from tests.models import build_model
 from twinlens.errors import AskUser
-from twinlens.inference.model import load_model, resolve_device
+from twinlens.inference.model import keeps_state, load_model, resolve_device
 
 
 @pytest.fixture
@@ -157,3 +169,19 @@ def test_the_revision_of_a_folder_is_that_of_its_weights(folder: Path, tmp_path:
     change_config(copy, note="the same weights")
     other = build_model(tmp_path / "other", "bert", "three", seed=1)
     assert revision(folder) == revision(copy) != revision(other)
+
+
+@pytest.mark.parametrize(
+    ("config", "keeps"),
+    [
+        (BertConfig(), False),
+        (LlamaConfig(), False),
+        (LlamaConfig(rope_scaling={"rope_type": "dynamic", "factor": 2.0}), True),
+        (ModernBertConfig(), False),
+        (ModernBertConfig(rope_parameters={"full_attention": {"rope_type": "dynamic", "factor": 2.0}}), True),
+        (BigBirdConfig(), True),
+        (FunnelConfig(), True),
+    ],
+)
+def test_which_models_keep_something_of_a_call(config: Any, keeps: bool) -> None:
+    assert keeps_state(SimpleNamespace(config=config)) is keeps

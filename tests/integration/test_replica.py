@@ -344,6 +344,15 @@ def test_an_aborted_window_is_read_again(new_settings: NewSettings, monkeypatch:
     assert report.published == count
 
 
+def test_a_window_of_refused_records_only_whatever_the_pipeline_does_with_long_texts(new_settings: NewSettings) -> None:
+    settings = new_settings(predict={"truncation": False})
+    count = produce(settings, [(None, b"not JSON", [])] * 3)
+    run_through(settings, count)
+    report = audit(settings)
+    assert report.clean
+    assert report.dead_lettered == count
+
+
 def test_a_dead_thread_fails_the_health_check(new_settings: NewSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     from twinlens.errors import ReplaceReplica
     from twinlens.inference.raw import RawPath
@@ -351,7 +360,7 @@ def test_a_dead_thread_fails_the_health_check(new_settings: NewSettings, monkeyp
     def broken(*_: Any) -> None:
         raise MemoryError("no more")
 
-    monkeypatch.setattr(RawPath, "observe", broken)
+    monkeypatch.setattr(RawPath, "begin", broken)
     settings = new_settings()
     produce(settings, [(None, line, []) for line in lines(5)])
     with running_replica(settings) as replica:

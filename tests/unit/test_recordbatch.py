@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from kafka import TopicPartition
+from kafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
+from kafka.producer.record_accumulator import RecordAccumulator
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
 from twinlens.broker import recordbatch
-from twinlens.broker.recordbatch import OutgoingRecord
+from twinlens.broker.recordbatch import BatchFuture, OutgoingRecord
 
 TOPIC = "tweets.logits"
 payloads = st.binary(max_size=300)
@@ -23,16 +26,16 @@ records = st.builds(
 class Producer:
     """What `recordbatch._batches` asks of a producer."""
 
-    def __init__(self, batch_size: int) -> None:
+    def __init__(self) -> None:
         self._accumulator = self
-        self.config = {"batch_size": batch_size, "compression_attrs": 0}
+        self.config = {"compression_attrs": 0}
 
     def _ensure_valid_record_size(self, size: int) -> None: ...
 
 
 def built(window: list[OutgoingRecord], batch_size: int = 1_000_000) -> list[Any]:
-    producer: Any = Producer(batch_size)
-    batches = [batch for batch, _ in recordbatch._batches(producer, TopicPartition(TOPIC, 1), window)]
+    producer: Any = Producer()
+    batches = list(recordbatch._batches(producer, TopicPartition(TOPIC, 1), window, batch_size))
     for batch in batches:
         batch.records.close()
     return batches
@@ -65,3 +68,39 @@ def test_batches_hold_every_record_once_in_order_and_no_more_than_they_may(
         assert [record[0] for record in own] == list(range(len(own)))
         assert batch.record_count == len(own)
         assert len(own) == 1 or batch.records.size_in_bytes() <= batch_size
+
+
+def split(accumulator: RecordAccumulator, batch: Any) -> list[Any]:
+    """The parts, as the client makes them of a batch that the broker did not take."""
+    batch.records.close()
+    accumulator.split_and_reenqueue(batch)
+    first, second = (accumulator._batches[batch.topic_partition].popleft() for _ in range(2))
+    return [first, second]
+
+
+def test_a_batch_that_was_split_is_there_when_all_its_parts_are() -> None:
+    window = [OutgoingRecord(TOPIC, 1, None, b"%d" % number, []) for number in range(4)]
+    producer: Any = Producer()
+    (batch,) = recordbatch._batches(producer, TopicPartition(TOPIC, 1), window, 1_000)
+    future, accumulator = BatchFuture(batch), RecordAccumulator()
+    first, second = split(accumulator, batch)
+    assert batch.produce_future.wait(0)  # who waits for it is woken: nothing else will happen to it
+    third, fourth = split(accumulator, second)
+    first.complete(0, -1)
+    third.complete(2, -1)
+    with pytest.raises(KafkaTimeoutError):
+        future.check()
+    fourth.complete(3, -1)
+    future.check()
+
+
+def test_a_part_that_failed_fails_the_batch() -> None:
+    window = [OutgoingRecord(TOPIC, 1, None, b"%d" % number, []) for number in range(4)]
+    producer: Any = Producer()
+    (batch,) = recordbatch._batches(producer, TopicPartition(TOPIC, 1), window, 1_000)
+    future = BatchFuture(batch)
+    first, second = split(RecordAccumulator(), batch)
+    first.complete(0, -1)
+    second.complete_exceptionally(MessageSizeTooLargeError("no"), lambda _: MessageSizeTooLargeError("no"))
+    with pytest.raises(MessageSizeTooLargeError):
+        future.check()

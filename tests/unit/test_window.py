@@ -310,7 +310,7 @@ class TestThreads:
     def test_what_awaits_a_draw_goes_on_when_nothing_waits_any_more(self) -> None:
         waiting = backlog()
         waiting.fill(P0, 0, run(2))
-        awaiting = Background(lambda: waiting.await_draw(DEADLINE_S))
+        awaiting = Background(lambda: waiting.await_draw(10 * DEADLINE_S))
         draw(waiting, take=lambda _: 1)
         assert awaiting.running  # one still waits
         draw(waiting)
@@ -318,10 +318,11 @@ class TestThreads:
 
     def test_what_awaits_a_draw_goes_on_in_time_or_when_closed(self) -> None:
         waiting = backlog()
-        waiting.await_draw(DEADLINE_S)  # nothing waits
+        Background(lambda: waiting.await_draw(10 * DEADLINE_S)).join()  # nothing waits
         waiting.fill(P0, 0, run(1))
-        waiting.await_draw(0.001)
-        awaiting = Background(lambda: waiting.await_draw(DEADLINE_S))
+        Background(lambda: waiting.await_draw(0.001)).join()
+        awaiting = Background(lambda: waiting.await_draw(10 * DEADLINE_S))
+        assert awaiting.running
         waiting.close()
         awaiting.join()
 

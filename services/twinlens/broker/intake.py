@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 
 POLL_MS = 100
 MAX_POLL_RECORDS = 500
-#: While compute is busy with another window the next poll waits for so long: a fetch of one record costs replica and
+#: While records wait for compute the next poll waits too, for up to so long: a fetch of one record costs replica and
 #: broker about as much as one of a hundred, and under a steady load there is one to fetch at any moment.
 GATHER_S = 0.025
 POLLS = 8  #: a poll may bring this part of `intake.max_buffered_bytes`
@@ -104,10 +104,11 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
             with naming_denials(self._kafka, "Read", group=self._group_id):
                 while not self._stopping.is_set():
                     self._pause_or_resume()
+                    most = self._poll_records
                     polled = self._poll()
                     self._hand_over(polled)
                     self._run_errands()
-                    if 0 < sum(map(len, polled.values())) < self._poll_records:
+                    if 0 < sum(map(len, polled.values())) < most:  # all that there was
                         self._backlog.await_draw(GATHER_S)
                 self._run_errands()  # what was published while the last poll ran
         finally:

@@ -9,17 +9,18 @@ from typing import Any, NamedTuple, Protocol
 
 import structlog
 from kafka import KafkaProducer, TopicPartition
-from kafka.errors import AuthorizationError, KafkaError, MessageSizeTooLargeError
+from kafka.errors import AuthorizationError, KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from twinlens.broker.client import close_producer, naming_denials, new_producer
-from twinlens.broker.recordbatch import OutgoingRecord, send
+from twinlens.broker.recordbatch import BatchFuture, OutgoingRecord, send
 from twinlens.errors import AskUser, RedoWindow, ReplaceReplica
 from twinlens.settings import Settings
 from twinlens.window import Partition
 
 log = structlog.get_logger(__name__)
 
+BATCH_BYTES = 256 * 1024  #: of a record batch; halved where a topic takes none so large
 PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6)  #: before another try; a rebalance takes a heartbeat or two
 
 
@@ -50,6 +51,7 @@ class _Producing:
 
     def __init__(self) -> None:
         self._busy_since: float | None = None
+        self._batch_bytes = BATCH_BYTES
 
     @property
     def busy_s(self) -> float:
@@ -57,26 +59,11 @@ class _Producing:
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
-    def _send(self, producer: KafkaProducer, records: Sequence[OutgoingRecord]) -> list[Any]:
-        """Futures of all record batches. Raises KafkaError where one was refused before it reached the transaction."""
-        of_partition: dict[Partition, list[OutgoingRecord]] = {}
-        for record in records:
-            of_partition.setdefault((record.topic, record.partition), []).append(record)
-        futures = []
-        for (topic, partition), own in of_partition.items():
-            try:
-                futures += send(producer, topic, partition, own)
-            except MessageSizeTooLargeError as error:
-                raise ReplaceReplica(
-                    f"a record for {topic} is larger than kafka.max_request_bytes ({error}); raise it, and "
-                    "max.message.bytes of the output topics with it"
-                ) from error
-            except ValueError as error:
-                raise ReplaceReplica(
-                    f"{topic} takes no record for partition {partition} ({error}); outputs need as many partitions as "
-                    "the input"
-                ) from error
-        return futures
+    def _learn(self, futures: Sequence[BatchFuture]) -> None:
+        """After a failure: kafka-python 3.0.12 halves a batch that the topic does not take, but its `flush` fails."""
+        if any(future.was_split for future in futures):
+            self._batch_bytes //= 2
+            log.warning("record batches were too large for their topic", batch_bytes=self._batch_bytes)
 
 
 class TransactionalPublisher(_Producing):
@@ -128,9 +115,10 @@ class TransactionalPublisher(_Producing):
 
     def _prepare(self, records: Sequence[OutgoingRecord], offsets: Offsets, claim: Claim) -> KafkaError | None:
         """Steps 1 to 5. Returns the error after which the transaction was aborted."""
+        futures: list[BatchFuture] = []
         try:
             self._producer.begin_transaction()
-            futures = self._send(self._producer, records)
+            futures = send(self._producer, records, self._batch_bytes)
             metadata = claim()
             if metadata is None:
                 raise RedoWindow("its partitions were revoked")
@@ -140,13 +128,13 @@ class TransactionalPublisher(_Producing):
             )
             self._producer.flush()
             for future in futures:
-                if future.failed():
-                    raise future.exception
+                future.check()
         except (RedoWindow, ReplaceReplica, AuthorizationError) as error:
             self._abort(error)
             raise
         except KafkaError as error:
             self._abort(error)
+            self._learn(futures)
             return error
         return None
 
@@ -206,15 +194,17 @@ class AtLeastOncePublisher(_Producing):
     def publish(self, records: Sequence[OutgoingRecord], offsets: Offsets, claim: Claim) -> None:
         """Publish one window and wait until every record is acknowledged. Raises RedoWindow when one was not."""
         self._busy_since = time.monotonic()
+        futures: list[BatchFuture] = []
         try:
             if claim() is None:
                 raise RedoWindow("its partitions were revoked")
             with naming_denials(self._kafka, "Write"):
-                futures = self._send(self._producer, records)
+                futures = send(self._producer, records, self._batch_bytes)
                 self._producer.flush(timeout=60)
                 for future in futures:
-                    future.get(timeout=0.001)
+                    future.check()
         except KafkaError as error:
+            self._learn(futures)
             raise RedoWindow(f"not every record was acknowledged: {error!r}") from error
         finally:
             self._busy_since = None
@@ -233,7 +223,7 @@ def _throughput(settings: Settings) -> dict[str, Any]:
     return {
         "linger_ms": 5,
         "retry_backoff_ms": 10,
-        "batch_size": 256 * 1024,
+        "batch_size": BATCH_BYTES,
         "compression_type": None if compression == "none" else compression,
         "max_block_ms": 30_000,
     }

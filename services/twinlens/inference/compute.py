@@ -16,7 +16,7 @@ from twinlens.inference.compare import compare
 from twinlens.inference.counting import ComparedWindow
 from twinlens.inference.derive import derive, sampled
 from twinlens.inference.lanes import Lanes, Pass
-from twinlens.inference.model import load_model, resolve_device
+from twinlens.inference.model import keeps_state, load_model, resolve_device
 from twinlens.inference.noise import NoiseFloor
 from twinlens.inference.observations import Observations
 from twinlens.inference.predict import PredictPath
@@ -46,7 +46,8 @@ class Compute:
         predict_model = raw_model if predict == raw else load_model(*predict, device)
         self.tokenizer = RawTokenizer(raw_model, settings.raw)  #: for the thread that decodes
         self._raw = RawPath(raw_model, settings.raw)
-        self._lanes = Lanes(device)
+        # On a GPU the device runs one pass after the other anyway.
+        self._lanes = Lanes(device == "cpu" and not any(keeps_state(each.model) for each in (raw_model, predict_model)))
         self._predict = PredictPath(predict_model, settings.predict, self._lanes.count)
         self._raw_cost, self._predict_cost = CostModel(), CostModel()
         self.sizing = Sizing()
@@ -120,7 +121,7 @@ class Compute:
         rows = np.flatnonzero(chosen).tolist()
         raw_lengths = [item.token_count for item in tweets]
         whole = [item.token_count + item.cut_tokens for item in tweets]
-        most = self._predict.max_tokens if settings.truncation else max(whole)
+        most = self._predict.max_tokens if settings.truncation else max(whole, default=0)
         predict_lengths = [min(length, most) for length in whole]
         raw_batches = split(raw_lengths, self._raw_cost, raw_forward.limits)
         sample = split([predict_lengths[row] for row in rows], self._predict_cost, predict_forward.limits)

@@ -3,7 +3,8 @@
 A pass of short texts does not fill many threads: two passes side by side, each with half of them, get through more than
 two in turn with all of them. Both paths' passes stand in one row, and each lane takes the next one as soon as it is
 free, so neither waits long for the other. Lanes share the models' weights and nothing else; transformers' models may be
-called by several threads (its `utils/output_capturing.py` keeps what a call collects in a ContextVar).
+called by several threads (its `utils/output_capturing.py` keeps what a call collects in a ContextVar), but for a few
+kinds that keep something of a call in their modules (`model.keeps_state`).
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ Pass = Callable[[int], None]  #: called with the number of its lane, from 0
 
 
 class Lanes:
-    """Two lanes where `device` is a CPU and torch has two threads or more, else one: the calling thread.
+    """Two lanes where `two` and torch has two threads or more, else one: the calling thread.
 
     The second thread is a daemon, unlike an executor's: at the end of the process it still takes the last window's
     passes, and a pass that hangs does not keep the process alive.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, two: bool) -> None:
         self._all = torch.get_num_threads()
         self._calls: queue.SimpleQueue[tuple[Future[None], deque[Pass]] | None] | None = None
         self._set = threading.local()
-        if device == "cpu" and self._all > 1:
+        if two and self._all > 1:
             self._calls = queue.SimpleQueue()
             threading.Thread(target=self._beside, name="twinlens-lane", args=(self._calls,), daemon=True).start()
 
@@ -77,6 +78,7 @@ class Lanes:
     def _threads(self, count: int) -> None:
         """torch's number of threads belongs to the thread that calls it; setting it makes pools anew."""
         if getattr(self._set, "count", None) != count:
+            torch.get_num_threads()  # else a thread's first operation would take the process's number instead
             torch.set_num_threads(count)
             self._set.count = count
 

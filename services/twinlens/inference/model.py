@@ -36,6 +36,19 @@ class LoadedModel:
         return AutoTokenizer.from_pretrained(self.source, revision=self.revision, trust_remote_code=False)
 
 
+def keeps_state(model: Any) -> bool:
+    """Whether a call leaves something in the model's modules, so that two must not run at the same time.
+
+    BigBird falls back to full attention for good, Funnel keeps the lengths of its pooling, and these rotary embeddings
+    follow the longest text (transformers, models/*/modeling_*.py and modeling_rope_utils.py).
+    """
+    config = model.config
+    rope = getattr(config, "rope_parameters", None) or {}
+    by_layer = [rope, *(each for each in rope.values() if isinstance(each, dict))]
+    follows = any(each.get("rope_type") in {"dynamic", "longrope"} for each in by_layer)
+    return follows or config.model_type in {"big_bird", "funnel"}
+
+
 def resolve_device(device: str) -> str:
     """`auto` is the first CUDA device this process may see (Ray hides those it did not assign), else the CPU."""
     if device != "auto":
