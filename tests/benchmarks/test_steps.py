@@ -69,20 +69,12 @@ def test_interpreter_lock(model_folder: ModelFolder, tmp_path: Path) -> None:
     if py_spy is None:
         pytest.skip("no py-spy, which Ray brings along")
     samples = tmp_path / "samples.txt"
-    record = (
-        py_spy,
-        "record",
-        "--gil",
-        "--threads",
-        "--rate",
-        "200",
-        "--format",
-        "raw",
-        "--output",
-        str(samples),
-        "--",
-    )
-    found = measured(model_folder, *record)
+
+    def record(form: str, file: Path) -> dict[str, Any]:
+        options = ("--gil", "--threads", "--rate", "200", "--format", form, "--output", str(file))
+        return measured(model_folder, py_spy, "record", *options, "--")
+
+    found = record("raw", samples)
     held: Counter[str] = Counter()
     for line in samples.read_text().splitlines():
         stack, _, count = line.rpartition(" ")
@@ -92,7 +84,7 @@ def test_interpreter_lock(model_folder: ModelFolder, tmp_path: Path) -> None:
     text = f"{machine.description()}; a tiny model, {found['tweets_per_s']:,.0f} tweets/s under the profiler\n\n"
     report.publish(text + report.table(("holder of the interpreter lock", "share"), rows), "interpreter_lock.md")
     if (folder := report.folder()) is not None:
-        shutil.copy(samples, folder / "interpreter_lock.txt")
+        record("flamegraph", folder / "interpreter_lock.svg")
 
 
 def holder(frames: list[str]) -> str:
