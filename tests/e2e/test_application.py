@@ -30,6 +30,7 @@ def feed(settings: Settings, count: int) -> int:
     return produce(settings, [(str(i).encode(), line, []) for i, line in enumerate(lines(count))])
 
 
+@pytest.mark.slow
 def test_a_killed_monitor_comes_back_with_the_same_counts(deploy: Deploy, broker: str) -> None:
     deployed = deploy(new_settings(broker, monitor={"snapshot_period_s": 0.5}))
     sent = feed(deployed.settings, 300)
@@ -63,6 +64,7 @@ def _caught_up(deployed: Deployed) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_two_applications_on_the_same_topics_do_not_mix(deploy: Deploy, broker: str) -> None:
     first = deploy(new_settings(broker, input_topic="shared"))
     second = deploy(new_settings(broker, input_topic="shared", predict={"max_length": 8}))
@@ -78,6 +80,7 @@ def test_two_applications_on_the_same_topics_do_not_mix(deploy: Deploy, broker: 
         assert (report.published, report.monitor_diverging) == (sent, report.diverging)
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_and_commits_the_window_and_serve_starts_another(deploy: Deploy) -> None:
     deployed = deploy()
     sent = feed(deployed.settings, 1500)
@@ -126,6 +129,7 @@ def breakable(settings: Settings, **options: Any) -> Any:
     return wiring.MonitorDeployment.bind(settings, deployment.bind(settings))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_dead_thread_makes_serve_replace_the_replica(deploy: Deploy) -> None:
     deployed = deploy(builder=breakable)
@@ -141,6 +145,7 @@ def logits_of(settings: Settings) -> list[records.LogitsRecord]:
     return [records.decode_logits(raw.value) for _, raw in read_topics(settings, [settings.topics.logits])]
 
 
+@pytest.mark.slow
 def test_user_config_changes_limits_and_the_pipeline_without_a_new_replica(broker: str, http_port: int) -> None:
     """By the way of a config file, as `twinlens serve` and `serve deploy` go it: serve.run starts new replicas."""
     settings = new_settings(broker)

@@ -73,6 +73,7 @@ def test_demo_ends_by_itself_with_a_summary(mark: dict[str, str], scenario: str)
     assert {"tweets_per_s", "latency_p50_s"} <= summary.keys()
 
 
+@pytest.mark.slow
 def test_demo_streams_a_file_once_and_dead_letters_what_it_cannot_read(mark: dict[str, str], tmp_path: Path) -> None:
     source = tmp_path / "mine.jsonl"
     source.write_bytes(b"\n".join([*lines(50), b"not json", b'{"text": 5}']))
@@ -85,7 +86,7 @@ def test_demo_streams_a_file_once_and_dead_letters_what_it_cannot_read(mark: dic
     assert (summary["missing"], summary["duplicate"], summary["label_divergences"], summary["alerts"]) == (0, 0, 0, 0)
 
 
-@pytest.mark.parametrize("when", ["starting", "streaming"])
+@pytest.mark.parametrize("when", ["starting", pytest.param("streaming", marks=pytest.mark.slow)])
 def test_ctrl_c_leaves_nothing_behind(mark: dict[str, str], when: str) -> None:
     process = subprocess.Popen([*COMMAND, "demo"], env=mark, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
