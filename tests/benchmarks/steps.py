@@ -1,5 +1,5 @@
 """CPU time of one replica by step, on a backlog. Run as a program with settings as JSON and a number of tweets, it
-prints microseconds per tweet as JSON.
+prints microseconds per tweet as JSON on the last line.
 
 CPU time is that of threads, so what other processes do does not show. Within a thread, the calls of the tokenizer and
 the model are timed, and the rest is the step that the thread is there for. torch has one thread, the one that calls.
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 WARM_UP = 1_000  #: tweets
+MEASURING = "measuring"  #: the line that says that the warm-up is over
 
 
 def thread_cpu_s() -> dict[str, float]:
@@ -74,6 +75,7 @@ def measure(arguments: str, count: int) -> dict[str, Any]:
     watch.wrap(replica._writer, "records", "encode")
     replica.start()
     _wait(lambda: done[0] >= WARM_UP, replica)
+    print(MEASURING, flush=True)
     first, before, spent = done[0], thread_cpu_s(), watch.spent.copy()
     start = time.monotonic()
     _wait(lambda: done[0] >= count, replica)

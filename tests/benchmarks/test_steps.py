@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.benchmarks import machine, report
+from tests.benchmarks.steps import MEASURING
 from tests.benchmarks.system import backlog, real_kafka, tweets
 from tests.conftest import ModelFolder
 from twinlens.settings import Settings
@@ -30,14 +32,22 @@ PARTS = (
 )
 
 
-def measured(model_folder: ModelFolder, *prefix: str) -> dict[str, Any]:
-    """What the program `steps` has found; `prefix` is a command that runs it."""
+def measured(model_folder: ModelFolder, look_on: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
+    """What the program `steps` has found. `look_on` is called with its process once the warm-up is over."""
     with real_kafka() as address:
         tree = {"kafka": {"bootstrap_servers": address}, "raw": {"model": str(model_folder("bert", "three"))}}
         backlog(Settings.load(tree), tweets(TWEETS))
         program = [sys.executable, str(Path(__file__).with_name("steps.py")), json.dumps(tree), str(TWEETS)]
-        output = subprocess.run([*prefix, *program], check=True, capture_output=True, text=True, timeout=500).stdout
-    found: dict[str, Any] = json.loads(next(line for line in reversed(output.splitlines()) if line.startswith("{")))
+        with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+            assert process.stdout is not None
+            try:
+                assert MEASURING in (line.strip() for line in process.stdout), "the replica did not come up"
+                look_on(process.pid)
+                output, _ = process.communicate(timeout=500)
+            finally:
+                process.kill()
+    assert process.returncode == 0
+    found: dict[str, Any] = json.loads(output.splitlines()[-1])
     return found
 
 
@@ -72,7 +82,11 @@ def test_interpreter_lock(model_folder: ModelFolder, tmp_path: Path) -> None:
 
     def record(form: str, file: Path) -> dict[str, Any]:
         options = ("--gil", "--threads", "--rate", "200", "--format", form, "--output", str(file))
-        return measured(model_folder, py_spy, "record", *options, "--")
+
+        def look_on(pid: int) -> None:
+            subprocess.run([py_spy, "record", *options, "--pid", str(pid), "--duration", "8"], check=True, timeout=100)
+
+        return measured(model_folder, look_on)
 
     found = record("raw", samples)
     held: Counter[str] = Counter()
@@ -90,5 +104,5 @@ def test_interpreter_lock(model_folder: ModelFolder, tmp_path: Path) -> None:
 def holder(frames: list[str]) -> str:
     """The thread, and within compute and intake what it was at."""
     thread = next((name for name in THREADS if name in frames[0]), "other")
-    inner = (what for frame in frames for part, what in PARTS if part in frame)
+    inner = (what for part, what in PARTS if any(part in frame for frame in frames))
     return f"{thread}: {next(inner, 'the rest')}" if thread in ("compute", "intake") else thread
