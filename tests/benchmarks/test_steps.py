@@ -81,10 +81,11 @@ def test_interpreter_lock(model_folder: ModelFolder, tmp_path: Path) -> None:
     samples = tmp_path / "samples.txt"
 
     def record(form: str, file: Path) -> dict[str, Any]:
-        options = ("--gil", "--threads", "--rate", "200", "--format", form, "--output", str(file))
+        options = ("--gil", "--threads", "--rate", "200", "--format", form, "--output", file.name)
 
         def look_on(pid: int) -> None:
-            subprocess.run([py_spy, "record", *options, "--pid", str(pid), "--duration", "8"], check=True, timeout=100)
+            command = ["py-spy", "record", *options, "--pid", str(pid), "--duration", "8"]  # as the graph shows it
+            subprocess.run(command, executable=py_spy, cwd=file.parent, check=True, timeout=100)
 
         return measured(model_folder, look_on)
 
