@@ -26,8 +26,9 @@ from transformers import (
 from tests.conftest import ModelFolder
 from tests.models import FAMILIES, HEADS, ODD_TEXTS, POSITIONS, VOCABULARY, build_tokenizer, demo_tweets
 from tests.observed import items_of
-from twinlens.inference.batching import CostModel, Limits, split
+from twinlens.inference.batching import Limits, split
 from twinlens.inference.compare import compare
+from twinlens.inference.cost import CostModel
 from twinlens.inference.model import UNLIMITED, LoadedModel, load_model
 from twinlens.inference.observations import Observations
 from twinlens.inference.predict import PredictPath

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from twinlens.inference.batching import (
     MAX_FIXED_SHARE,
-    CostModel,
     Forward,
     Limits,
     Reason,
@@ -21,6 +20,7 @@ from twinlens.inference.batching import (
     window_seconds,
     window_size,
 )
+from twinlens.inference.cost import CostModel
 
 Batches = list[list[int]]
 
@@ -113,141 +113,6 @@ class TestSplit:
         batches = split(lengths, cost, bounds)
         assert sorted(index for batch in batches for index in batch) == list(range(4_096))
         assert predicted_cost(lengths, batches, cost) < 0.6 * predicted_cost(lengths, fixed(range(4_096), 64), cost)
-
-
-GRID = [(1, 5), (8, 20), (32, 40), (64, 128)]
-MACHINES = {
-    "one core": [2e-3, 2e-5, 2e-8],
-    "slow core": [5e-3, 4e-4, 4e-7],
-    "small model": [3e-4, 2e-6, 1e-9],
-    "accelerator": [5e-3, 1e-7, 1e-10],
-}
-
-
-def seconds(coefficients: Sequence[float], texts: int, tokens: int) -> float:
-    return float(np.array(coefficients) @ np.array([1.0, texts * tokens, texts * tokens**2]))
-
-
-def ratios(cost: CostModel, coefficients: Sequence[float]) -> list[float]:
-    """Predicted over true seconds on a grid of shapes."""
-    return [float(cost.predict(*shape)) / seconds(coefficients, *shape) for shape in GRID]
-
-
-def any_shape(random: np.random.Generator) -> tuple[int, int]:
-    return int(random.integers(1, 65)), int(random.integers(3, 129))
-
-
-class TestCostModel:
-    @pytest.mark.parametrize("machine", MACHINES)
-    @pytest.mark.parametrize("noise", [0.0, 0.05])
-    def test_recovers_known_coefficients(self, machine: str, noise: float) -> None:
-        cost, random = CostModel(), np.random.default_rng(7)
-        for _ in range(1_000):
-            shape = any_shape(random)
-            cost.learn(*shape, seconds(MACHINES[machine], *shape) * float(np.exp(noise * random.standard_normal())))
-        assert ratios(cost, MACHINES[machine]) == pytest.approx([1.0] * 4, rel=0.2)
-        if not noise:
-            assert cost.coefficients[:2] == pytest.approx(MACHINES[machine][:2], rel=0.05)
-
-    @pytest.mark.parametrize("machine", MACHINES)
-    def test_outliers_do_not_bend_it(self, machine: str) -> None:
-        """What the split needs are the proportions; they hold although one pass in twenty is disturbed."""
-        cost, random = CostModel(), np.random.default_rng(7)
-        for _ in range(3_000):
-            shape = any_shape(random)
-            factor = float(random.choice([10.0, 100.0, 1_000.0])) if random.random() < 0.05 else 1.0
-            cost.learn(*shape, seconds(MACHINES[machine], *shape) * factor)
-        found = ratios(cost, MACHINES[machine])
-        assert max(found) / min(found) < 2.0
-        assert max(found) < 2.0
-
-    def test_one_slow_first_pass_is_soon_forgotten(self) -> None:
-        cost, random = CostModel(), np.random.default_rng(7)
-        cost.learn(8, 20, 10.0)
-        for _ in range(200):
-            shape = any_shape(random)
-            cost.learn(*shape, seconds(MACHINES["one core"], *shape))
-        assert ratios(cost, MACHINES["one core"]) == pytest.approx([1.0] * 4, rel=0.2)
-
-    @pytest.mark.parametrize("share", [1.0, 0.5, 0.1])
-    def test_recovers_after_it_has_seen_small_passes_only(self, share: float) -> None:
-        """After a quiet start large passes look like outliers, and must be learned all the same."""
-        cost, random, machine = CostModel(), np.random.default_rng(7), MACHINES["slow core"]
-        for _ in range(50):
-            cost.learn(1, 5, seconds(machine, 1, 5))
-        for _ in range(3_000):
-            shape = (64, 128) if random.random() < share else (1, 5)
-            cost.learn(*shape, seconds(machine, *shape))
-        assert float(cost.predict(64, 128)) == pytest.approx(seconds(machine, 64, 128), rel=0.2)
-
-    def test_follows_a_machine_that_becomes_slower(self) -> None:
-        cost, random = CostModel(), np.random.default_rng(7)
-        for machine in ("one core", "slow core"):
-            for _ in range(1_500):
-                shape = any_shape(random)
-                cost.learn(*shape, seconds(MACHINES[machine], *shape))
-            assert ratios(cost, MACHINES[machine]) == pytest.approx([1.0] * 4, rel=0.25)
-
-    def test_the_same_pass_ten_thousand_times_and_then_others(self) -> None:
-        cost, random, machine = CostModel(), np.random.default_rng(7), MACHINES["slow core"]
-        for _ in range(10_000):
-            cost.learn(8, 20, seconds(machine, 8, 20) * float(np.exp(0.05 * random.standard_normal())))
-            assert np.isfinite(cost.coefficients).all()
-        assert float(cost.predict(8, 20)) == pytest.approx(seconds(machine, 8, 20), rel=0.1)
-        for _ in range(300):
-            shape = any_shape(random)
-            cost.learn(*shape, seconds(machine, *shape))
-        assert ratios(cost, machine) == pytest.approx([1.0] * 4, rel=0.25)
-
-    @settings(max_examples=30, deadline=None)
-    @given(
-        passes=st.lists(
-            st.tuples(st.integers(1, 512), st.integers(1, 8_192), st.floats(1e-9, 1e4)), min_size=1, max_size=20
-        )
-    )
-    def test_any_timings_leave_it_finite_and_positive(self, passes: list[tuple[int, int, float]]) -> None:
-        cost = CostModel()
-        for _ in range(10_000 // (30 * len(passes)) + 1):
-            for texts, tokens, took_s in passes:
-                cost.learn(texts, tokens, took_s)
-                predicted = cost.predict(*np.array([(1, 1), (64, 128), (512, 8_192)]).T)
-                assert np.isfinite(predicted).all()
-                assert (predicted > 0).all()
-        assert np.isfinite(cost.relative_error)
-
-    def test_random_timings_ten_thousand_times(self) -> None:
-        cost, random = CostModel(), np.random.default_rng(7)
-        for _ in range(10_000):
-            cost.learn(*any_shape(random), float(10.0 ** random.uniform(-6, 3)))
-            predicted = cost.predict([1, 64], [3, 128])
-            assert np.isfinite(predicted).all()
-            assert (predicted > 0).all()
-        assert np.linalg.eigvalsh(cost._covariance).min() > -1e-9
-
-    @pytest.mark.parametrize("took_s", [0.0, -1.0])
-    def test_a_clock_that_stood_still_teaches_nothing(self, took_s: float) -> None:
-        cost = CostModel()
-        before = cost.coefficients.copy()
-        cost.learn(4, 10, took_s)
-        assert (cost.coefficients == before).all()
-        assert cost.observations == 0
-
-    def test_relative_error_tells_how_far_off_it_is(self) -> None:
-        cost, random = CostModel(), np.random.default_rng(7)
-        machine = MACHINES["slow core"]
-        errors = []
-        for _ in range(1_000):
-            shape = any_shape(random)
-            cost.learn(*shape, seconds(machine, *shape))
-            errors.append(cost.relative_error)
-        assert max(errors[:100]) > 0.2
-        assert errors[-1] < 0.05
-        assert cost.observations == 1_000
-
-    def test_two_models_do_not_share_their_state(self) -> None:
-        one, other = CostModel(), CostModel()
-        one.learn(64, 128, 100.0)
-        assert other.coefficients.tolist() == CostModel().coefficients.tolist()
 
 
 rising = st.lists(st.tuples(st.floats(1e-6, 1.0), st.floats(1e-6, 1.0)), min_size=1, max_size=60).map(

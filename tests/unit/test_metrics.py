@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tests.observed import observed
-from twinlens.inference.batching import CostModel, Reason
+from twinlens.inference.batching import Reason
+from twinlens.inference.cost import CostModel
 from twinlens.inference.observations import Batch
 from twinlens.inference.report import Dispatch, PathWork, WindowReport
 from twinlens.metrics import PREFIX, ReplicaMetrics

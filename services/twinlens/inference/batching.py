@@ -1,72 +1,21 @@
 """How a window is split into micro-batches, and how large a window may be. Pure.
 
 Padding makes a forward pass as expensive as its longest text, so texts of similar length go together: lengths are
-sorted and the sorted row is cut. The cut points are those of least predicted cost under
-
-    seconds(n, L) = c0 + c1 * n * L + c2 * n * L^2        (n texts padded to L tokens)
-
-c0 is a pass's fixed price, c1 the linear layers, c2 the attention. The coefficients are fitted online from the
-replica's own timings by recursive least squares with forgetting (Haykin, "Adaptive Filter Theory", ch. 10).
+sorted and the sorted row is cut. The cut points are those of least predicted cost (`cost.CostModel`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-FORGETTING = 0.99  #: a timing 100 passes ago counts for a third
-NOISE = 0.1  #: variance of a timing, relative to its prediction
-OUTLIER_RATIO = 3.0  #: a pass that took longer than this many times the prediction counts as that long
+from twinlens.inference.cost import CostModel, Vector
+
 MAX_FIXED_SHARE = 0.25  #: of a window worth drawing: fixed price of its passes, relative to all its seconds
-
-Vector = npt.NDArray[np.float64]
-
-
-@dataclass
-class CostModel:
-    """Predicts a forward pass's seconds; learns from every pass.
-
-    Before the first timing it predicts like a small encoder on one core: only ratios matter to the split.
-    """
-
-    coefficients: Vector = field(default_factory=lambda: np.array([2e-3, 2e-5, 2e-8]))
-    _covariance: npt.NDArray[np.float64] = field(default_factory=lambda: np.diag([1e-2, 1.0, 1e-2]))
-    observations: int = 0
-    relative_error: float = 0.0  #: exponentially weighted mean of |actual - predicted| / actual
-
-    # Scaling the features keeps the covariance well conditioned: n*L^2 reaches 1e7 where c0's feature is 1.
-    _SCALE = np.array([1.0, 1e-3, 1e-6])
-
-    def predict(self, texts: npt.ArrayLike, padded_tokens: npt.ArrayLike) -> Vector:
-        """Seconds of passes with `texts` texts of `padded_tokens` tokens each (broadcast together)."""
-        n, length = np.asarray(texts, np.float64), np.asarray(padded_tokens, np.float64)
-        c0, c1, c2 = self.coefficients
-        return np.asarray(c0 + c1 * n * length + c2 * n * length**2)
-
-    def learn(self, texts: int, padded_tokens: int, seconds: float) -> None:
-        """Take one timing into account. Errors count relative to the prediction, so small passes teach too.
-
-        An outlier is cut, not ignored: one is a disturbance, many are news, and a model that is far off must recover.
-        """
-        predicted = float(self.predict(texts, padded_tokens))
-        if seconds <= 0:
-            return
-        error = abs(seconds - predicted) / seconds
-        self.relative_error += 0.05 * (error - self.relative_error)
-        self.observations += 1
-        features = np.array([1.0, texts * padded_tokens, texts * padded_tokens**2]) * self._SCALE / predicted
-        gain = self._covariance @ features / (FORGETTING * NOISE + features @ self._covariance @ features)
-        update = gain * (min(seconds / predicted, OUTLIER_RATIO) - 1.0)
-        self.coefficients = np.maximum(self.coefficients + update * self._SCALE, np.array([1e-6, 1e-9, 0.0]))
-        covariance = (self._covariance - np.outer(gain, features @ self._covariance)) / FORGETTING
-        # Without new information forgetting lets the covariance grow without bound: cap it.
-        trace = float(np.trace(covariance))
-        self._covariance = covariance if trace < 10 else covariance * (10 / trace)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from operator import itemgetter
 import numpy as np
 import structlog
 
-from twinlens.inference.batching import CostModel, Forward, Limits, Reason, predicted_cost, split
+from twinlens.inference.batching import Forward, Limits, Reason, predicted_cost, split
 from twinlens.inference.compare import compare
+from twinlens.inference.cost import CostModel
 from twinlens.inference.counting import ComparedWindow
 from twinlens.inference.derive import derive, sampled
 from twinlens.inference.lanes import Lanes, Pass
@@ -91,13 +92,13 @@ class Compute:
         paths = {"raw": PathWork.of(raw, self._raw_cost), "predict": PathWork.of(predict, self._predict_cost)}
         self._noise.maybe_measure(self._raw, tweets, raw)
         comparison = compare(raw, predict, self._settings.compare.score_tolerance, self._noise.floor)
-        for path, seen in (("raw", raw), ("predict", predict)):
-            self._log_errors(path, tweets, seen)
+        self._log_errors("raw", tweets, raw)
+        self._log_errors("predict", tweets, predict)
         seconds = time.perf_counter() - start
         self.sizing.computed(lengths, self._forwards(), seconds)
-        for cost, batches in ((self._raw_cost, raw.batches), (self._predict_cost, predict.batches)):
-            for batch in batches:
-                cost.learn(batch.size, batch.padded_tokens, batch.seconds)
+        for cost, seen in ((self._raw_cost, raw), (self._predict_cost, predict)):
+            passes = seen.batches
+            cost.learn([p.size for p in passes], [p.padded_tokens for p in passes], [p.seconds for p in passes])
         return ComparedWindow(window, raw, predict, comparison, seconds, self._dispatch, paths)
 
     def _forwards(self) -> tuple[Forward, Forward]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from twinlens.inference.batching import CostModel, Reason
+from twinlens.inference.batching import Reason
+from twinlens.inference.cost import CostModel
 from twinlens.inference.observations import Observations
 
 

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from twinlens.inference.batching import (
-    OUTLIER_RATIO,
-    CostModel,
     Forward,
     Reason,
     WindowSeconds,
     window_seconds,
     window_size,
 )
+from twinlens.inference.cost import OUTLIER_RATIO, CostModel
 from twinlens.inference.report import Dispatch
 
 LEARNING_RATE = 0.2  #: weight of the newest window
