@@ -36,9 +36,9 @@ def figure(file: str, rows: int = 1) -> Iterator[Any]:
             pyplot.close(drawn)
 
 
-def latency(stages: list[dict[str, Any]], objective_ms: float) -> None:
+def latency(file: str, stages: list[dict[str, Any]], objective_ms: float) -> None:
     """Percentiles against offered load."""
-    with figure("latency.svg") as axes:
+    with figure(file) as axes:
         if axes is None:
             return
         (plot,) = axes
@@ -50,9 +50,9 @@ def latency(stages: list[dict[str, Any]], objective_ms: float) -> None:
         plot.legend()
 
 
-def step(seconds: list[dict[str, Any]], objective_ms: float) -> None:
+def step(file: str, seconds: list[dict[str, Any]], objective_ms: float) -> None:
     """Rates, lag and latency by second."""
-    with figure("step.svg", rows=3) as axes:
+    with figure(file, rows=3) as axes:
         if axes is None:
             return
         rates, lag, latency_ms = axes

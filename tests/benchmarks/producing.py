@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import random
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -39,11 +40,11 @@ class Plan:
 
     def due(self) -> Floats:
         """Seconds after the start at which each tweet is due."""
-        random = np.random.default_rng(self.seed)
+        generator = np.random.default_rng(self.seed)
         start, arrivals = 0.0, []
         for seconds, rate in self.segments:
-            count = random.poisson(rate * seconds)
-            arrivals.append(start + np.sort(random.uniform(0, seconds, count)))
+            count = generator.poisson(rate * seconds)
+            arrivals.append(start + np.sort(generator.uniform(0, seconds, count)))
             start += seconds
         return np.concatenate(arrivals)
 
@@ -59,6 +60,7 @@ class Sent:
 def produce(pipe: Connection, kafka: KafkaSettings, topic: str, partitions: int) -> None:
     """The process: for each `Plan` from the pipe, the wall clock at its start, and at its end a `Sent`."""
     texts = [json.loads(line)["text"] for line in TWEETS.read_text().splitlines()]
+    random.Random(0).shuffle(texts)  # the file has short texts first
     wire = Wire(kafka.bootstrap_servers, topic)
     try:
         while (plan := pipe.recv()) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -39,8 +40,12 @@ def real_kafka() -> Iterator[str]:
 
 
 def tweets(count: int) -> list[bytes]:
-    """`count` lines: the demonstration tweets, over and over, as they come (not sorted by length)."""
-    return list(itertools.islice(itertools.cycle(TWEETS.read_bytes().splitlines()), count))
+    """`count` lines: the demonstration tweets, over and over, in a random order that is always the same: in the
+    file they get longer towards its end, and those who get fewer tweets would have it easier.
+    """
+    lines = TWEETS.read_bytes().splitlines()
+    random.Random(0).shuffle(lines)
+    return list(itertools.islice(itertools.cycle(lines), count))
 
 
 def backlog(settings: Settings, lines: Iterable[bytes], partitions: int = 4) -> None:

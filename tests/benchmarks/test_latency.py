@@ -1,11 +1,15 @@
 """Latency against offered load, and through a step of it. Printed, never asserted.
 
+With the real model, and with a stub that sleeps instead, as a replica does that waits for a GPU: what is left then is
+the system's own work, on cores that are not the model's.
+
 Capacity is what comes through of steady arrivals that are more than it: broker, producer and reader are on the same
 CPUs, and a backlog would spare them. It is measured anew before each load, since the machine's speed changes.
 
 TWINLENS_BENCH_SECONDS (25) is how long each load is measured, TWINLENS_BENCH_PERCENTS (10,30,50,70,90,100,120) are the
 loads, TWINLENS_BENCH_STEP_SECONDS (10) is how long the burst of the step lasts. Settings may come from the environment
-too, such as TWINLENS_RAW__DTYPE and TWINLENS_PREDICT__DTYPE.
+too, such as TWINLENS_RAW__DTYPE and TWINLENS_PREDICT__DTYPE. TWINLENS_BENCH_STUB_MS_PER_BATCH (2) and
+TWINLENS_BENCH_STUB_MS_PER_TEXT (3) are what the stub takes in each of the two paths.
 """
 
 from __future__ import annotations
@@ -59,6 +63,7 @@ class Measured:
 
     load: Load
     about: str  #: machine and settings
+    name: str  #: `model` or `stub`
     _guess: float = FIRST_GUESS
     _seconds: float = OVERLOAD_S
 
@@ -87,6 +92,7 @@ def measured(request: pytest.FixtureRequest) -> Iterator[Measured]:
     if request.param == "stub":
         costs = [report.number(f"TWINLENS_BENCH_STUB_MS_PER_{of}", ms) for of, ms in (("BATCH", 2), ("TEXT", 3))]
         options = {"cpus": 1, "prepare": functools.partial(replace_models, *costs)}
+        model = f"a stub that sleeps {costs[0]:g} ms per pass and {costs[1]:g} ms per text"
     with real_kafka() as address:
         settings = Settings.load(
             {
@@ -96,12 +102,14 @@ def measured(request: pytest.FixtureRequest) -> Iterator[Measured]:
             }
         )
         topics.create(settings, PARTITIONS, 1)
+        if request.param == "model":
+            model = f"raw path {settings.raw.dtype}, predict path {settings.predict.dtype}"
         with load(settings, PARTITIONS) as offered, running(settings, **options):
             about = (
                 f"{machine.description()}\nApache Kafka on the same machine, {PARTITIONS} partitions, exactly once, "
-                f"one replica; raw path {settings.raw.dtype}, predict path {settings.predict.dtype}"
+                f"one replica; {model}"
             )
-            measured = Measured(offered, about)
+            measured = Measured(offered, about, request.param)
             measured.capacity()  # the cost model learns, too
             yield measured
 
@@ -126,8 +134,9 @@ def test_latency_against_load(measured: Measured) -> None:
         f"p99 is within the objective of {OBJECTIVE_MS:.0f} ms at {', '.join(within) or 'none'} % of capacity."
     )
     data = {"about": measured.about, "objective_ms": OBJECTIVE_MS}
-    report.publish(text, "latency.md", latency={**data, "seconds": seconds, "stages": stages})
-    plots.latency(stages, OBJECTIVE_MS)
+    name = f"latency-{measured.name}"
+    report.publish(text, f"{name}.md", **{name: {**data, "seconds": seconds, "stages": stages}})
+    plots.latency(f"{name}.svg", stages, OBJECTIVE_MS)
 
 
 @pytest.mark.benchmark
@@ -152,8 +161,9 @@ def test_step(measured: Measured) -> None:
     )
     data = {"about": measured.about, "capacity": capacity, "objective_ms": OBJECTIVE_MS}
     found = {"burst_s": burst_s, "drained_after_s": drained_s, "p99_within_after_s": within_s}
-    report.publish(text, "step.md", step={**data, **found, "seconds": seconds})
-    plots.step(seconds, OBJECTIVE_MS)
+    name = f"step-{measured.name}"
+    report.publish(text, f"{name}.md", **{name: {**data, **found, "seconds": seconds}})
+    plots.step(f"{name}.svg", seconds, OBJECTIVE_MS)
 
 
 def stage(percent: int, rate: float, outcome: Outcome, warm_up_s: float, seconds: float) -> dict[str, Any]:

@@ -10,10 +10,8 @@ the middle of a window on there would be tweets that took no time.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
-import random
 import subprocess
 import sys
 import tempfile
@@ -33,7 +31,6 @@ from tests.benchmarks.system import CPUS, DEADLINE_S, backlog, tweets
 from twinlens.broker.client import new_admin
 from twinlens.broker.embedded import die_with_parent
 from twinlens.broker.reading import read_topics
-from twinlens.cli.demo import TWEETS
 from twinlens.settings import DEMO_MODEL, Settings
 
 ROOT = Path(__file__).parents[3]
@@ -107,18 +104,10 @@ def measure(
         tree[section] = {**tree.get(section, {}), **values}
     settings = Settings.load({"application": name, **tree})
     with _topics(settings):
-        backlog(settings, mixed(count), PARTITIONS)
+        backlog(settings, tweets(count), PARTITIONS)
         with start(settings, _job(settings, dtype)) as check:
             _wait_until_committed(settings, count, check)
         return _measured(settings, count)
-
-
-def mixed(count: int) -> list[bytes]:
-    """The demonstration tweets, over and over, in one random order: in the file they get longer towards its end, and
-    those who get fewer tweets would have it easier."""
-    copy = tweets(len(TWEETS.read_bytes().splitlines()))
-    random.Random(0).shuffle(copy)
-    return list(itertools.islice(itertools.cycle(copy), count))
 
 
 @contextlib.contextmanager
