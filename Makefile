@@ -79,7 +79,7 @@ test-slow: venv-test ## the tests that take longer: deaths and rebalances on a r
 	$(BIN)/pytest -m '(slow or chaos) and not testcontainers' $(PYTEST_ARGS)
 
 .PHONY: chaos
-chaos: venv-test ## some 40 minutes of faults while tweets stream; needs KAFKA_HOME; REPORT=FILE gets the results
+chaos: venv-test ## half an hour of faults while tweets stream; needs KAFKA_HOME; REPORT=FILE gets the results
 	TWINLENS_CHAOS_TWEETS=$(or $(TWINLENS_CHAOS_TWEETS),300000) TWINLENS_CHAOS_FAULTS=$(or $(TWINLENS_CHAOS_FAULTS),200) \
 	TWINLENS_CHAOS_REPORT='$(REPORT)' TWINLENS_REQUIRE_KAFKA=1 $(BIN)/pytest tests/chaos -m chaos -s $(PYTEST_ARGS)
 

@@ -6,9 +6,9 @@ the system's own work, on cores that are not the model's.
 Capacity is what comes through of steady arrivals that are more than it: broker, producer and reader are on the same
 CPUs, and a backlog would spare them. It is measured anew before each load, since the machine's speed changes.
 
-TWINLENS_BENCH_SECONDS (25) is how long each load is measured, TWINLENS_BENCH_PERCENTS (10,30,50,70,90,100,120) are the
-loads, TWINLENS_BENCH_STEP_SECONDS (10) is how long the burst of the step lasts. Settings may come from the environment
-too, such as TWINLENS_RAW__DTYPE and TWINLENS_PREDICT__DTYPE. TWINLENS_BENCH_STUB_MS_PER_BATCH (2) and
+TWINLENS_BENCH_LOAD_SECONDS (25) is how long each load is measured, TWINLENS_BENCH_PERCENTS (10,30,50,70,90,100,120)
+are the loads, TWINLENS_BENCH_STEP_SECONDS (10) is how long the burst of the step lasts. Settings may come from the
+environment too, such as TWINLENS_RAW__DTYPE and TWINLENS_PREDICT__DTYPE. TWINLENS_BENCH_STUB_MS_PER_BATCH (2) and
 TWINLENS_BENCH_STUB_MS_PER_TEXT (3) are what the stub takes in each of the two paths.
 """
 
@@ -117,7 +117,7 @@ def measured(request: pytest.FixtureRequest) -> Iterator[Measured]:
 @pytest.mark.benchmark
 @pytest.mark.timeout(3600)
 def test_latency_against_load(measured: Measured) -> None:
-    seconds = report.number("TWINLENS_BENCH_SECONDS", 25)
+    seconds = report.number("TWINLENS_BENCH_LOAD_SECONDS", 25)
     warm_up_s = seconds / 5
     stages = []
     for percent in map(int, os.environ.get("TWINLENS_BENCH_PERCENTS", PERCENTS).split(",")):
