@@ -35,10 +35,10 @@ SATURATED = 0.9  #: share of the cores in use beyond which they are taken to be 
 COLUMNS = (
     "replicas",
     "tweets/s",
-    "of n x one",
+    "of linear",
     "windows/s",
-    "cores busy",
-    "CPU ms per tweet",
+    "cores busy, whole machine",
+    "CPU ms per tweet, own processes",
     "the cores are the limit",
 )
 

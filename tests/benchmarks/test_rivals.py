@@ -141,7 +141,7 @@ def repeat(row: Row, address: str, repetition: int, reference: Measured) -> None
 @pytest.mark.timeout(7200)
 def test_rivals() -> None:
     names = selected()
-    titles = {"limit": ("limit: sorted batches of 64, no Kafka", "")}
+    titles = {"limit": ("reference: both paths in turn, sorted batches of 64, no Kafka", "")}
     titles |= {name: (contestant.title, contestant.delivery) for name, contestant in CONTESTANTS.items()}
     report = Report([Row(name, *titles[name]) for name in names], DTYPE)
     folder = os.environ.get("TWINLENS_BENCH_REPORT")

@@ -57,7 +57,7 @@ def main(settings: Settings, way: str, point: str, number: signal.Signals) -> No
     asked_to_stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.set())
     replica.start()
-    wait_until(lambda: bool(replica._intake._epochs), "partitions assigned", 60)
+    wait_until(lambda: bool(replica._intake._positions.epochs), "partitions assigned", 60)
     print("ready", flush=True)
     asked_to_stop.wait(300)
     replica.stop()

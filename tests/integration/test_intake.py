@@ -47,7 +47,7 @@ def test_an_old_answer_is_not_taken_for_the_committed_offset(settings: Settings)
         old: Any = Future()
         old.success({partition: OffsetAndMetadata(3, "", -1)})
         intake._consumer._coordinator._offset_fetch_futures[frozenset([partition])] = old
-        found = in_its_thread(replica, lambda: intake._committed(partition))
+        found = in_its_thread(replica, lambda: intake._positions.committed(partition))
     assert found.offset == sent
 
 
@@ -86,10 +86,10 @@ def test_a_member_that_was_evicted_claims_nothing(settings: Settings, monkeypatc
 
     monkeypatch.setattr(SoleOwnerAssignor, "metadata", look)
     with running_replica(settings) as replica:
-        wait_until(lambda: bool(replica._intake._epochs), "partitions")
+        wait_until(lambda: bool(replica._intake._positions.epochs), "partitions")
         before = len(claims)
         in_its_thread(replica, replica._intake._consumer._coordinator.reset_generation)
-        wait_until(lambda: len(claims) > before and bool(replica._intake._epochs), "partitions again")
+        wait_until(lambda: len(claims) > before and bool(replica._intake._positions.epochs), "partitions again")
     assert claims[before] == []
 
 
@@ -119,14 +119,14 @@ def test_records_wait_until_the_refusals_before_them_are_known(
     sent = feed(settings, 100)
     with running_replica(settings) as replica:
         intake = replica._intake
-        real, failures = intake._committed, iter([True, True])
+        real, failures = intake._positions.committed, iter([True, True])
 
         def sometimes(partition: TopicPartition) -> Any:
             if next(failures, False):
                 raise KafkaTimeoutError("not now")
             return real(partition)
 
-        monkeypatch.setattr(intake, "_committed", sometimes)
+        monkeypatch.setattr(intake._positions, "committed", sometimes)
         wait_until(lambda: committed(settings, replica) >= sent, "all committed")
     report = audit(settings)
     assert report.clean
@@ -178,15 +178,15 @@ def test_what_was_never_committed_is_read_from_where_it_began(
     sent = feed(settings, 60)
     with running_replica(settings) as replica:
         intake, partition = replica._intake, TopicPartition(settings.topics.input, 0)
-        wait_until(lambda: bool(intake._epochs), "partitions")
+        wait_until(lambda: bool(intake._positions.epochs), "partitions")
         began = in_its_thread(replica, lambda: intake._consumer.position(partition))
         assert began == sent
         sent += feed(settings, 40)
         wait_until(lambda: committed(settings, replica) >= sent, "all committed")
         sought: list[int] = []
-        monkeypatch.setattr(intake, "_committed", lambda _: None)
+        monkeypatch.setattr(intake._positions, "committed", lambda _: None)
         monkeypatch.setattr(intake._consumer, "seek", lambda _, offset: sought.append(offset))
-        in_its_thread(replica, intake._start_over)
+        in_its_thread(replica, intake._positions.start_over)
         wait_until(lambda: bool(sought), "it goes back")
     assert sought == [began]
 

@@ -124,7 +124,9 @@ def test_a_living_replica_is_never_fenced(kafka: str, model_folder: ModelFolder)
     """Two replicas at work while somebody looks for the dead all the time: no window is aborted."""
     settings = Settings.load(new_args(kafka, model_folder()))
     with running_replica(settings, "first") as first, running_replica(settings, "second") as second:
-        wait_until(lambda: bool(first._intake._epochs and second._intake._epochs), "both have partitions")
+        wait_until(
+            lambda: bool(first._intake._positions.epochs and second._intake._positions.epochs), "both have partitions"
+        )
         total = produce(settings, [(str(i).encode(), line, []) for i, line in enumerate(lines(2000))])
         watcher = Recovery(settings.kafka, settings.group_id, transactional_id(settings.group_id, "first", "0" * 8))
         watcher._own_id = first._publisher._transactional_id  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,6 +154,26 @@ class TestCostModel:
         assert max(errors[:100]) > 0.04  # as the first one was far off
         assert errors[-1] < 0.01
         assert cost.observations == 1_000
+
+    def test_a_timing_that_comes_while_coefficients_are_found_is_not_lost(self) -> None:
+        """The publish thread learns what a commit costs while compute decides on a window."""
+
+        class Interrupted(CostModel):
+            coming = 1.0
+
+            def _fitted(self, *timings: Any) -> Any:
+                found = super()._fitted(*timings)
+                if self.coming:
+                    self.coming = 0.0
+                    self.learn(4, 20, 1.0)
+                return found
+
+        cost = Interrupted()
+        cost.learn(4, 20, 1e-2)
+        assert float(cost.predict(4, 20)) == pytest.approx(1e-2, rel=0.01)
+        apart = CostModel()
+        apart.learn([4, 4], [20, 20], [1e-2, 1.0])
+        assert cost.coefficients == pytest.approx(apart.coefficients)
 
     def test_two_models_do_not_share_their_state(self) -> None:
         one, other = CostModel(), CostModel()

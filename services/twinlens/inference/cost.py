@@ -32,6 +32,8 @@ class CostModel:
     the actual seconds, small passes teach as much as large ones, and one that took a hundred times as long as others
     of its kind has next to no weight. Setting negative coefficients of the unrestricted solution to 0 would not do:
     the others, fitted along with them, would be wrong by as much, and the next step would start from there.
+
+    One thread may call `learn` while another one asks.
     """
 
     def __init__(self, first: npt.ArrayLike = (2e-3, 2e-5, 2e-8), relative_error: float = 0.0) -> None:
@@ -39,16 +41,18 @@ class CostModel:
         self.relative_error = relative_error  #: exponentially weighted mean of |actual - predicted| / actual
         # In units of the first coefficients, which makes features of 1 and of 1e7 comparable; one of 0 stays so.
         self._unit = np.array(first, np.float64)
-        self._squares = np.zeros((3, 3))  # sums over timings of features by features and of features, both per second
-        self._sums = np.zeros(3)
-        self._coefficients: Vector | None = self._unit  # None: there are timings since they were found
+        # Sums over timings of features by features and of features, both per second.
+        self._timings = (np.zeros((3, 3)), np.zeros(3))
+        self._fit = (self._timings, self._unit)  # coefficients, and the timings that they were found from
 
     @property
     def coefficients(self) -> Vector:
         """c0, c1, c2: seconds per pass, per token, and per token and token of its text."""
-        if self._coefficients is None:
-            self._coefficients = self._fitted()
-        return self._coefficients
+        timings = self._timings
+        fit = self._fit
+        if fit[0] is not timings:
+            fit = self._fit = (timings, self._fitted(*timings))
+        return fit[1]
 
     def predict(self, texts: npt.ArrayLike, padded_tokens: npt.ArrayLike) -> Vector:
         """Seconds of passes with `texts` texts of `padded_tokens` tokens each (broadcast together)."""
@@ -67,15 +71,17 @@ class CostModel:
             self.relative_error += 0.05 * (abs(took_s - said_s) / took_s - self.relative_error)
             self.observations += 1
             per_second = row / max(took_s, said_s / OUTLIER_RATIO)
-            self._squares = FORGETTING * self._squares + np.outer(per_second, per_second)
-            self._sums = FORGETTING * self._sums + per_second
-            self._coefficients = None
+            squares, sums = self._timings
+            self._timings = (
+                FORGETTING * squares + np.outer(per_second, per_second),
+                FORGETTING * sums + per_second,
+            )
 
-    def _fitted(self) -> Vector:
+    def _fitted(self, squares: npt.NDArray[np.float64], sums: Vector) -> Vector:
         # The first coefficients, 1 in this unit, count as timings of each coefficient alone; as more of them where
         # timings beyond reason would make a matrix that cannot be told from a singular one.
-        trust = max(TRUST, 1e-10 * float(self._squares.trace()))
-        squares, sums = self._squares + trust * np.eye(3), self._sums + trust
+        trust = max(TRUST, 1e-10 * float(squares.trace()))
+        squares, sums = squares + trust * np.eye(3), sums + trust
         least = LEAST / np.where(self._unit > 0, self._unit, 1.0)
         found: Vector = np.maximum(self._unit * (least + non_negative(squares, sums - squares @ least)), LEAST)
         return found

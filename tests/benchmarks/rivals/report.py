@@ -34,7 +34,7 @@ class Report:
     rows: list[Row]
     dtype: str
     base: str = "exactly-once"  #: the row that the others are compared with
-    limit: str = "limit"
+    reference: str = "limit"
 
     def ratio(self, numerator: str, denominator: str) -> float | None:
         """Median of the ratios within each repetition; None where one of them did not take part."""
@@ -47,11 +47,11 @@ class Report:
         lines = [
             f"Medians of {repetitions} alternating repetitions, {self.dtype}, one Apache Kafka broker. {machine()}.",
             "",
-            "| | delivery | tweets | tweets/s | lowest to highest | of the limit | twinlens is |",
+            "| | delivery | tweets | tweets/s | lowest to highest | of the reference | twinlens is |",
             "|---|---|--:|--:|--:|--:|--:|",
         ]
         for row in self._measured():
-            share = self.ratio(row.name, self.limit)
+            share = self.ratio(row.name, self.reference)
             times = None if row.name == self.base else self.ratio(self.base, row.name)
             spread = f"{min(row.rates):,.0f} to {max(row.rates):,.0f}"
             lines.append(
@@ -85,7 +85,7 @@ class Report:
             "tweets": row.tweets,
             "tweets_per_s": row.rates,
             "median_tweets_per_s": row.median,
-            "of_the_limit": self.ratio(row.name, self.limit),
+            "of_the_reference": self.ratio(row.name, self.reference),
             "twinlens_times_as_fast": self.ratio(self.base, row.name),
         }
 
@@ -96,7 +96,7 @@ class Report:
         low = [row.median - min(row.rates) for row in rows]
         high = [max(row.rates) - row.median for row in rows]
         colors = [
-            "0.8" if row.name == self.limit else "C0" if row.title.startswith("twinlens") else "C1" for row in rows
+            "0.8" if row.name == self.reference else "C0" if row.title.startswith("twinlens") else "C1" for row in rows
         ]
         bars = axes.barh([row.title for row in rows], medians, xerr=[low, high], color=colors, ecolor="0.3")
         axes.bar_label(bars, fmt="{:,.0f}", padding=4)
