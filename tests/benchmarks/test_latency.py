@@ -39,6 +39,7 @@ FIRST_GUESS = 150.0  #: tweets per second
 OVERLOAD = 1.5  #: times the capacity, offered to measure it
 OVERLOAD_S = 8.0  #: more where too few windows come in that time
 OVERLOAD_WARM_UP_S = 4.0
+MOST_OVERLOAD_S = 60.0
 LEAST_WINDOWS = 5  #: that have to come while capacity is measured
 COLUMNS = (
     "offered, % of capacity",
@@ -75,7 +76,9 @@ class Measured:
             outcome = self.load.offer(Plan(f"capacity{uuid.uuid4().hex[:8]}", ((end_s, offered),)))
             inside = (outcome.visible_s >= OVERLOAD_WARM_UP_S) & (outcome.visible_s < end_s)
             if len(np.unique(outcome.windows[inside])) < LEAST_WINDOWS:
+                assert self._seconds < MOST_OVERLOAD_S, "too few windows come to measure capacity"
                 self._seconds *= 2
+                self._guess = max(1.0, float(inside.sum()) / self._seconds)
                 continue
             # From one window's arrival to another's: they come by the hundred.
             came = np.sort(outcome.visible_s[inside])

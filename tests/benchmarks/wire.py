@@ -6,7 +6,7 @@ A KafkaProducer takes a fifth of a core at 400 records a second, which distorts 
 
 from __future__ import annotations
 
-import contextlib
+import select
 import socket
 from collections.abc import Iterable
 from typing import Any
@@ -52,8 +52,8 @@ class Wire:
         self._socket.sendall(self._protocol.send_bytes())
         self._open += 1
         # The broker reads no further request of ours while it cannot get rid of its answers.
-        with contextlib.suppress(BlockingIOError):
-            self._take(self._socket.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT))
+        while select.select([self._socket], [], [], 0)[0]:
+            self._take(self._socket.recv(RECEIVE_BYTES))
 
     def refused(self) -> int:
         """How many batches since the last call the broker did not store; waits for its answers."""

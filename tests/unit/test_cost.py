@@ -18,6 +18,7 @@ MACHINES = {
     "slow core": [5e-3, 4e-4, 4e-7],
     "small model": [3e-4, 2e-6, 1e-9],
     "accelerator": [5e-3, 1e-7, 1e-10],
+    "large model": [0.2, 3e-2, 3e-5],
 }
 
 
@@ -57,6 +58,17 @@ class TestCostModel:
         found = ratios(cost, MACHINES[machine])
         assert max(found) / min(found) < 2.0
         assert max(found) < 2.0
+
+    def test_noisy_timings_give_their_mean(self) -> None:
+        """Not the mode, or what committing a window takes would be set aside too sparingly."""
+        cost, random, machine = CostModel(), np.random.default_rng(7), MACHINES["slow core"]
+        found = []
+        for _ in range(2_000):
+            shape = any_shape(random)
+            noise = float(random.lognormal(-0.5 * 0.4**2, 0.4))  # of mean 1
+            cost.learn(*shape, seconds(machine, *shape) * noise)
+            found.append(ratios(cost, machine)[2])
+        assert np.mean(found[500:]) == pytest.approx(1.0, abs=0.05)
 
     def test_one_slow_first_pass_is_soon_forgotten(self) -> None:
         cost, random = CostModel(), np.random.default_rng(7)
@@ -185,17 +197,15 @@ class TestNonNegative:
     @given(
         rows=st.lists(st.tuples(*[st.floats(-10, 10)] * 3), min_size=1, max_size=8),
         wanted=st.lists(st.floats(-10, 10), min_size=8, max_size=8),
-        other=st.tuples(*[st.floats(0, 10)] * 3),
     )
-    def test_nothing_that_is_not_negative_is_better(
-        self, rows: list[tuple[float, ...]], wanted: list[float], other: tuple[float, ...]
-    ) -> None:
+    def test_it_is_the_best_that_is_not_negative(self, rows: list[tuple[float, ...]], wanted: list[float]) -> None:
+        """By the conditions of Karush, Kuhn and Tucker, which are sufficient here: the value would fall nowhere but
+        into the negative.
+        """
         matrix, target = np.array(rows), np.array(wanted[: len(rows)])
         squares, sums = matrix.T @ matrix + 1e-3 * np.eye(3), matrix.T @ target
-
-        def value(x: np.ndarray) -> float:
-            return float(x @ squares @ x - 2 * sums @ x)
-
         found = non_negative(squares, sums)
+        slope = squares @ found - sums
         assert (found >= 0).all()
-        assert value(found) <= value(np.array(other)) + 1e-6
+        assert (slope >= -1e-6).all()
+        assert np.abs(slope[found > 0]).max(initial=0.0) < 1e-6

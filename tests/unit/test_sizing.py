@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from twinlens.inference.batching import CostModel, Forward, Limits, Reason
+from twinlens.inference.batching import Forward, Limits, Reason
+from twinlens.inference.cost import CostModel
 from twinlens.inference.report import Dispatch
 from twinlens.inference.sizing import Sizing
 

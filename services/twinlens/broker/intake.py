@@ -106,6 +106,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
                     self._run_errands()
                     if 0 < sum(map(len, polled.values())) < most:  # all that there was
                         self._backlog.await_draw(GATHER_S)
+                self._positions.later.clear()  # nothing is read any more
                 self._run_errands()  # what was published while the last poll ran
         finally:
             self._consumer.close(autocommit=False, timeout_ms=5_000)
@@ -184,7 +185,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         sizes = [0]
         for partition, records in polled.items():
             key = _key(partition)
-            if key in epochs and self._positions.begun(partition, epochs[key], records):
+            if key in epochs and self._positions.begin(partition, epochs[key], records):
                 items = self._decode(records)
                 self._backlog.fill(key, epochs[key], items)
                 sizes.extend(item.size_bytes for item in items)

@@ -28,7 +28,7 @@ Resume = Callable[[Partition, str], None]  #: a partition begins, with the metad
 class Positions:
     """Used by the thread that owns the consumer only. `resume` is called before a partition's first records count.
 
-    `later` has what could not be done yet: to be called after the next poll, and emptied before that.
+    `later` has what could not be done yet and is to be tried after the next poll. Those tries append to it.
     """
 
     def __init__(self, consumer: KafkaConsumer, membership: Membership, backlog: Backlog, resume: Resume) -> None:
@@ -53,9 +53,10 @@ class Positions:
         for partition in partitions:
             self.epochs.pop(partition, None)
 
-    def begun(self, partition: TopicPartition, epoch: int, records: Sequence[Any]) -> bool:
-        """Whether records that were polled under `epoch` may be handed over: a partition begins with the metadata of
-        its committed offset. Where that is not known, the same records come once more with the next poll.
+    def begin(self, partition: TopicPartition, epoch: int, records: Sequence[Any]) -> bool:
+        """Take over what is known of a partition before its first records, which were polled under `epoch`: the
+        metadata of its committed offset. Returns whether they may be handed over; where it is not known yet, the same
+        records come once more with the next poll.
         """
         key = (partition.topic, partition.partition)
         self._first_offsets.setdefault(key, records[0].offset)

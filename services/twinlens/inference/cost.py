@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 FORGETTING = 0.99  #: a timing 100 passes ago counts for a third
-OUTLIER_RATIO = 3.0  #: how far a timing may be from its prediction before it is cut
-TRUST = 1e-4  #: in the first coefficients, relative to one timing: it decides where timings say nothing
+OUTLIER_RATIO = 3.0  #: a timing of more than so many times its prediction is an outlier
+TRUST = 1e-6  #: in the first coefficients, relative to all timings: it decides where these say nothing
 LEAST = np.array([1e-6, 1e-9, 0.0])  #: coefficients
 
 Vector = npt.NDArray[np.float64]
@@ -28,10 +28,12 @@ class CostModel:
     `first` are the coefficients before the first timing. As they are by default it predicts like a small encoder on one
     core: only ratios matter to the split.
 
-    It minimises sum(forgetting^age * (predicted / actual - 1)^2) over coefficients that are not negative. Relative to
-    the actual seconds, small passes teach as much as large ones, and one that took a hundred times as long as others
-    of its kind has next to no weight. Setting negative coefficients of the unrestricted solution to 0 would not do:
-    the others, fitted along with them, would be wrong by as much, and the next step would start from there.
+    It minimises sum(forgetting^age * ((predicted - actual) / scale)^2) over coefficients that are not negative. The
+    scale of a timing is what was predicted for it when it came: small passes teach as much as large ones, and what is
+    found is a mean. An outlier's is larger, in proportion, so that it has the less weight the farther out it is; it is
+    not dropped, since a model that is far off must recover. Setting negative coefficients of the unrestricted solution
+    to 0 would not do: the others, fitted along with them, would be wrong by as much, and the next step would start
+    from there.
 
     One thread may call `learn` while another one asks.
     """
@@ -39,9 +41,10 @@ class CostModel:
     def __init__(self, first: npt.ArrayLike = (2e-3, 2e-5, 2e-8), relative_error: float = 0.0) -> None:
         self.observations = 0
         self.relative_error = relative_error  #: exponentially weighted mean of |actual - predicted| / actual
-        # In units of the first coefficients, which makes features of 1 and of 1e7 comparable; one of 0 stays so.
+        # In units of the first coefficients, which makes features of 1 and of 1e7 comparable. One of 0 stays at LEAST.
         self._unit = np.array(first, np.float64)
-        # Sums over timings of features by features and of features, both per second.
+        self._unit.setflags(write=False)
+        # Sums over timings of features by features and of features by seconds, all in scales.
         self._timings = (np.zeros((3, 3)), np.zeros(3))
         self._fit = (self._timings, self._unit)  # coefficients, and the timings that they were found from
 
@@ -61,7 +64,7 @@ class CostModel:
         return np.asarray(c0 + c1 * n * length + c2 * n * length**2)
 
     def learn(self, texts: npt.ArrayLike, padded_tokens: npt.ArrayLike, seconds: npt.ArrayLike) -> None:
-        """Take a timing, or a row of them, into account. One that is far too short would weigh most, and is cut."""
+        """Take a timing, or a row of them, into account."""
         n, length, actual = (np.atleast_1d(np.asarray(each, np.float64)) for each in (texts, padded_tokens, seconds))
         predicted = self.predict(n, length)
         features = self._unit * np.stack([np.ones_like(n), n * length, n * length**2], axis=1)
@@ -70,20 +73,21 @@ class CostModel:
                 continue
             self.relative_error += 0.05 * (abs(took_s - said_s) / took_s - self.relative_error)
             self.observations += 1
-            per_second = row / max(took_s, said_s / OUTLIER_RATIO)
+            scale_s = max(said_s, took_s / OUTLIER_RATIO)
+            scaled = row / scale_s
             squares, sums = self._timings
             self._timings = (
-                FORGETTING * squares + np.outer(per_second, per_second),
-                FORGETTING * sums + per_second,
+                FORGETTING * squares + np.outer(scaled, scaled),
+                FORGETTING * sums + scaled * (took_s / scale_s),
             )
 
     def _fitted(self, squares: npt.NDArray[np.float64], sums: Vector) -> Vector:
-        # The first coefficients, 1 in this unit, count as timings of each coefficient alone; as more of them where
-        # timings beyond reason would make a matrix that cannot be told from a singular one.
-        trust = max(TRUST, 1e-10 * float(squares.trace()))
+        # The first coefficients, 1 in this unit, count as timings of each coefficient alone.
+        trust = TRUST * float(squares.trace())
         squares, sums = squares + trust * np.eye(3), sums + trust
         least = LEAST / np.where(self._unit > 0, self._unit, 1.0)
         found: Vector = np.maximum(self._unit * (least + non_negative(squares, sums - squares @ least)), LEAST)
+        found.setflags(write=False)
         return found
 
 

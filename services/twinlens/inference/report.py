@@ -31,7 +31,7 @@ class PathWork:
     padded_tokens: int
     seconds: float
     predicted_s: float
-    coefficients: tuple[float, float, float]  #: c0, c1, c2 of `batching`
+    coefficients: tuple[float, float, float]  #: c0, c1, c2 of `cost`
     relative_error: float
 
     @classmethod

@@ -55,7 +55,7 @@ class Sizing:
     def computed(self, lengths: Sequence[int], forwards: Sequence[Forward], seconds: float) -> None:
         """A window of texts of `lengths` tokens took `seconds`. `forwards` as they were before they learned from it.
 
-        An outlier is cut, not ignored, as `CostModel.learn` does.
+        An outlier is cut, not ignored.
         """
         if not lengths or seconds <= 0:
             return
