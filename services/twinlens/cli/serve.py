@@ -20,6 +20,9 @@ from twinlens.settings import Settings
 
 IMPORT_PATH = "twinlens.app:build"
 LOOPBACK = "127.0.0.1"
+#: A deployment whose thread has died says nothing but that its health check failed. What has kept it from running keeps
+#: another one from starting, and that one's reason comes after a few tries.
+UNHEALTHY_S = 60.0
 
 
 def serve(
@@ -121,21 +124,31 @@ def _wait_until_running(names: list[str], say: Callable[[str], None]) -> None:
     from ray import serve as ray_serve  # noqa: PLC0415
 
     said = ""
+    healthy_at = dict.fromkeys(names, time.monotonic())
     while True:
         applications = ray_serve.status().applications
         states = {name: applications[name].status for name in names if name in applications}
         for name, state in states.items():
-            messages = [applications[name].message, *(d.message for d in applications[name].deployments.values())]
-            if reason := reason_in(" ".join(messages)):
+            if state != "UNHEALTHY":
+                healthy_at[name] = time.monotonic()
+            if reason := _failure(name, applications[name], time.monotonic() - healthy_at[name]):
                 raise AskUser(reason)
-            if state in ("DEPLOY_FAILED", "UNHEALTHY"):
-                raise AskUser(f"The application {name} could not be deployed: {' '.join(messages).strip()[-2000:]}")
         if len(states) == len(names) and all(state == "RUNNING" for state in states.values()):
             return
         if (line := ", ".join(f"{name} {state.lower()}" for name, state in states.items())) != said:
             say(line)
             said = line
         time.sleep(0.2)
+
+
+def _failure(name: str, application: Any, unhealthy_s: float) -> str | None:
+    """Why an application will not run; None while it still may."""
+    messages = " ".join([application.message, *(d.message for d in application.deployments.values())])
+    if reason := reason_in(messages):
+        return reason
+    if application.status == "DEPLOY_FAILED" or unhealthy_s > UNHEALTHY_S:
+        return f"The application {name} could not be deployed: {messages.strip()[-2000:]}"
+    return None
 
 
 def _watch(names: list[str], say: Callable[[str], None]) -> NoReturn:
