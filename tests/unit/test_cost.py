@@ -112,9 +112,9 @@ class TestCostModel:
                 cost.learn(*shape, seconds(MACHINES[machine], *shape))
             assert ratios(cost, MACHINES[machine]) == pytest.approx([1.0] * 4, rel=0.25)
 
-    def test_the_same_pass_ten_thousand_times_and_then_others(self) -> None:
+    def test_the_same_pass_many_times_and_then_others(self) -> None:
         cost, random, machine = CostModel(), np.random.default_rng(7), MACHINES["slow core"]
-        for _ in range(10_000):
+        for _ in range(2_000):
             cost.learn(8, 20, seconds(machine, 8, 20) * float(np.exp(0.05 * random.standard_normal())))
             assert np.isfinite(cost.coefficients).all()
         assert float(cost.predict(8, 20)) == pytest.approx(seconds(machine, 8, 20), rel=0.1)
@@ -131,7 +131,7 @@ class TestCostModel:
     )
     def test_any_timings_leave_it_finite_and_positive(self, passes: list[tuple[int, int, float]]) -> None:
         cost = CostModel()
-        for _ in range(10_000 // (30 * len(passes)) + 1):
+        for _ in range(100 // len(passes) + 1):
             for texts, tokens, took_s in passes:
                 cost.learn(texts, tokens, took_s)
                 predicted = cost.predict(*np.array([(1, 1), (64, 128), (512, 8_192)]).T)
@@ -139,9 +139,9 @@ class TestCostModel:
                 assert (predicted > 0).all()
         assert np.isfinite(cost.relative_error)
 
-    def test_random_timings_ten_thousand_times(self) -> None:
+    def test_random_timings_many_times(self) -> None:
         cost, random = CostModel(), np.random.default_rng(7)
-        for _ in range(10_000):
+        for _ in range(2_000):
             cost.learn(*any_shape(random), float(10.0 ** random.uniform(-6, 3)))
             predicted = cost.predict([1, 64], [3, 128])
             assert np.isfinite(predicted).all()
