@@ -6,13 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from twinlens.inference.batching import (
-    Forward,
-    Reason,
-    WindowSeconds,
-    window_seconds,
-    window_size,
-)
+from twinlens.inference.batching import Forward, Reason, WindowSeconds, window_seconds, window_size
 from twinlens.inference.cost import OUTLIER_RATIO, CostModel
 from twinlens.inference.report import Dispatch
 
