@@ -18,7 +18,7 @@ from twinlens.errors import RefuseRecord
 Headers = list[tuple[str, bytes]]
 Partition = tuple[str, int]  #: topic and partition number
 
-WINDOWS_UNDER_WAY = 3  #: computed, waiting to be published, being published
+WINDOWS_UNDER_WAY = 2  #: being published; being computed, or waiting to be published
 
 
 @dataclass(slots=True, eq=False)
@@ -91,15 +91,15 @@ class Backlog:
     `fill` is called by intake, `draw` by compute, `invalidate` by intake on revocation or re-read. `draw` takes whole
     runs from the partition with the oldest record first, so that no partition starves.
 
-    `max_items` bounds what waits, `max_bytes` all that is in hand: what waits and the windows under way. A window gets
-    a share of the bytes that leaves one for what waits, so that large records never stop the flow; a record that is
-    larger than its share goes alone.
+    `max_items` bounds what waits, `max_bytes` all that is in hand: what waits and the windows under way. The
+    windows under way share half of the bytes, so that large records never stop the flow; a record that is larger than
+    a window's share goes alone.
     """
 
     def __init__(self, max_items: int, max_bytes: int) -> None:
         self._max_items = max_items
         self._max_bytes = max_bytes
-        self._max_window_bytes = max_bytes // (WINDOWS_UNDER_WAY + 1)
+        self._max_window_bytes = max_bytes // (2 * WINDOWS_UNDER_WAY)
         self._queues: dict[Partition, deque[Item]] = {}
         self._epochs: dict[Partition, int] = {}
         self._in_flight: dict[Partition, int] = {}

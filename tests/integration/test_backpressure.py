@@ -24,6 +24,7 @@ from twinlens import records
 from twinlens.audit import audit
 from twinlens.broker.client import new_producer
 from twinlens.broker.intake import Intake
+from twinlens.broker.publisher import TransactionalPublisher
 from twinlens.inference.raw import RawPath
 from twinlens.settings import Settings
 from twinlens.window import Backlog
@@ -100,6 +101,37 @@ def test_small_records_come_in_large_windows(new_settings: NewSettings, model_fo
     settings = new_settings(partitions=1, raw={"model": str(model_folder())})
     found = run_through(settings, produce(settings, [(None, line, []) for line in lines()]))
     assert max(windows(found)) == settings.batching.max_window_items
+
+
+def test_what_comes_while_a_window_waits_to_be_published_makes_one_window(
+    new_settings: NewSettings, model_folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could be committed no sooner, and each window has its price."""
+    settings = new_settings(partitions=1, raw={"model": str(model_folder())})
+    publish, arrived, go_on = TransactionalPublisher.publish, threading.Event(), threading.Event()
+
+    def held_up(self: TransactionalPublisher, *arguments: Any) -> None:
+        arrived.set()
+        assert go_on.wait(DEADLINE_S)
+        publish(self, *arguments)
+
+    monkeypatch.setattr(TransactionalPublisher, "publish", held_up)
+    tweets = iter(lines(12))
+    with running_replica(settings) as replica:
+
+        def send(count: int) -> None:
+            produce(settings, [(None, next(tweets), []) for _ in range(count)])
+
+        send(1)
+        wait_until(arrived.is_set, "a window that is published")
+        send(1)
+        wait_until(lambda: replica._compared.qsize() == 1, "a window that waits to be published")
+        for waiting in (5, 10):
+            send(5)
+            wait_until(lambda waiting=waiting: replica._backlog.items == waiting, "they wait")
+        go_on.set()
+        wait_until(lambda: committed(settings, replica) == 12, "all of them")
+    assert windows(published(settings, "comparisons")) == [1, 1, 10]
 
 
 @pytest.mark.kafka
