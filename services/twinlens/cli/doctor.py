@@ -91,7 +91,8 @@ def _device(settings: Settings) -> str:
                 "The setting `device` is cuda, but torch sees no GPU; install a CUDA build or set it to auto."
             )
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    fast = "bfloat16 is fast here" if torch.cpu._is_amx_tile_supported() else "float32 is the fastest dtype here"
+    has_bfloat16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    fast = "bfloat16 is fast here" if has_bfloat16 else "float32 is the fastest dtype here"
     return f"{device}, {torch.get_num_threads()} threads, {fast}"
 
 
