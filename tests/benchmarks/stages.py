@@ -16,7 +16,7 @@ import msgspec
 STAGES = (
     ("fetched", "sent, stored, fetched and unpacked"),
     ("waiting", "decoded, tokenized"),
-    ("drawn", "waits for the compute thread"),
+    ("drawn", "waits for the compute thread, or until publish has taken the last window"),
     ("computed", "both paths, comparison"),
     ("publishing", "waits for the publish thread"),
     ("offered", "records made, handed to the client"),

@@ -107,7 +107,9 @@ def test_what_comes_while_a_window_waits_to_be_published_makes_one_window(
     new_settings: NewSettings, model_folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It could be committed no sooner, and each window has its price."""
-    settings = new_settings(partitions=1, raw={"model": str(model_folder())})
+    settings = new_settings(
+        partitions=1, raw={"model": str(model_folder())}, batching={"latency_objective_ms": DEADLINE_S * 1000}
+    )
     publish, arrived, go_on = TransactionalPublisher.publish, threading.Event(), threading.Event()
 
     def held_up(self: TransactionalPublisher, *arguments: Any) -> None:
@@ -122,16 +124,46 @@ def test_what_comes_while_a_window_waits_to_be_published_makes_one_window(
         def send(count: int) -> None:
             produce(settings, [(None, next(tweets), []) for _ in range(count)])
 
-        send(1)
-        wait_until(arrived.is_set, "a window that is published")
-        send(1)
-        wait_until(lambda: replica._compared.qsize() == 1, "a window that waits to be published")
-        for waiting in (5, 10):
-            send(5)
-            wait_until(lambda waiting=waiting: replica._backlog.items == waiting, "they wait")
-        go_on.set()
+        try:
+            send(1)
+            wait_until(arrived.is_set, "a window that is published")
+            send(1)
+            wait_until(lambda: replica._compared.qsize() == 1, "a window that waits to be published")
+            for waiting in (5, 10):
+                send(5)
+                wait_until(lambda waiting=waiting: replica._backlog.items == waiting, "they wait")
+        finally:
+            go_on.set()
         wait_until(lambda: committed(settings, replica) == 12, "all of them")
     assert windows(published(settings, "comparisons")) == [1, 1, 10]
+
+
+def test_a_replica_that_stops_makes_no_window_of_what_waits(
+    new_settings: NewSettings, model_folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Least of all the large one that has come together while it could not publish."""
+    settings = new_settings(partitions=1, raw={"model": str(model_folder())})
+    publish, go_on = TransactionalPublisher.publish, threading.Event()
+
+    def held_up(self: TransactionalPublisher, *arguments: Any) -> None:
+        assert go_on.wait(DEADLINE_S)
+        publish(self, *arguments)
+
+    monkeypatch.setattr(TransactionalPublisher, "publish", held_up)
+    with running_replica(settings) as replica:
+        try:
+            for number in (1, 2, 3):
+                produce(settings, [(None, lines(3)[number - 1], [])])
+                wait_until(lambda number=number: replica._backlog.unfinished == number, "it is in hand")
+                if number < 3:
+                    wait_until(lambda: replica._backlog.items == 0, "it is in a window")
+            stopping = threading.Thread(target=replica.stop)
+            stopping.start()
+            wait_until(lambda: replica._stopping, "it stops")
+        finally:
+            go_on.set()
+        stopping.join(DEADLINE_S)
+    assert windows(published(settings, "comparisons")) == [1, 1]
 
 
 @pytest.mark.kafka

@@ -6,8 +6,9 @@ and one that ends what dead members left open (`broker.recovery`):
       └───────── read again / commit ──────────────┘
 
 Intake polls, decodes and tokenizes; compute draws a window, runs both paths and compares; publish commits it. While a
-window waits for publish compute draws none: it could not be committed any sooner, and would be smaller. A thread that
-dies, or a call to Kafka that does not return, fails `check_health`, and Ray Serve starts another replica.
+window waits for publish compute draws none: where publishing is the slower part it could be committed no sooner, and
+would be smaller. A thread that dies, or a call to Kafka that does not return, fails `check_health`, and Ray Serve
+starts another replica.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class Replica:
         )
         self._commit_outside = None if exactly_once else self._intake.commit
         self._compared: queue.SimpleQueue[ComparedWindow | None] = queue.SimpleQueue()
-        self._taken = threading.Event()  #: nothing waits in `_compared`
+        self._taken = threading.Event()  #: nothing waits in `_compared`; compute clears it, publish sets it
         self._taken.set()
         self._service_rate = ServiceRate()
         self._unread_records = 0  #: at the broker, when the lag was last measured
@@ -166,10 +167,9 @@ class Replica:
     def _run_compute(self) -> None:
         """The compute thread: draw, observe twice, compare, hand over; ends when stopped."""
         try:
-            while not self._stopping and self._publishing.error is None:
+            start = time.monotonic()
+            while self._await_taken():
                 self._apply_changes()
-                start = time.monotonic()
-                self._await_taken()
                 window = self._backlog.draw(self._take, self._compute.max_window_items, DRAW_TIMEOUT_S)
                 if window is not None:
                     behind = self._backlog.items > 0 or self._unread_records > self._compute.max_window_items
@@ -178,6 +178,7 @@ class Replica:
                     # that is not gets through just as much as arrives, and is busy all the same.
                     if behind:
                         self._service_rate.add(len(window.items), time.monotonic() - start)
+                start = time.monotonic()
         finally:
             self._compute.close()
             self._hand_over(None)
@@ -186,10 +187,12 @@ class Replica:
         self._taken.clear()
         self._compared.put(done)
 
-    def _await_taken(self) -> None:
-        """Wait until publish has taken what was handed over; it takes nothing any more when it has died."""
-        while not self._taken.wait(DRAW_TIMEOUT_S) and self._publishing.error is None:
-            pass
+    def _await_taken(self) -> bool:
+        """Wait until publish has taken what was handed over; whether there shall be another window then."""
+        taken = False
+        while not taken and not self._stopping and self._publishing.error is None:
+            taken = self._taken.wait(DRAW_TIMEOUT_S)
+        return not self._stopping and self._publishing.error is None
 
     def _run_publish(self) -> None:
         """The publish thread: one transaction per window, in order."""
