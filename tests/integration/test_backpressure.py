@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from twinlens.broker.client import new_producer
 from twinlens.broker.intake import Intake
 from twinlens.broker.publisher import TransactionalPublisher
 from twinlens.inference.raw import RawPath
+from twinlens.inference.replica import Replica
 from twinlens.settings import Settings
 from twinlens.window import Backlog
 
@@ -103,6 +105,33 @@ def test_small_records_come_in_large_windows(new_settings: NewSettings, model_fo
     assert max(windows(found)) == settings.batching.max_window_items
 
 
+@contextlib.contextmanager
+def publishing_held(
+    settings: Settings, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[int], None]]:
+    """No window is published within. There are two already: one that is about to be, one that waits for it. Yields what
+    sends tweets and waits until they wait, too.
+    """
+    publish, go_on = TransactionalPublisher.publish, threading.Event()
+
+    def held(self: TransactionalPublisher, *arguments: Any) -> None:
+        assert go_on.wait(DEADLINE_S)
+        publish(self, *arguments)
+
+    def send(count: int) -> None:
+        in_hand = replica._backlog.unfinished + produce(settings, [(None, line, []) for line in lines(count)])
+        wait_until(lambda: replica._backlog.unfinished == in_hand, "they are in hand")
+
+    monkeypatch.setattr(TransactionalPublisher, "publish", held)
+    try:
+        for _ in range(2):
+            send(1)
+            wait_until(lambda: replica._backlog.items == 0, "it is in a window")
+        yield send
+    finally:
+        go_on.set()
+
+
 def test_what_comes_while_a_window_waits_to_be_published_makes_one_window(
     new_settings: NewSettings, model_folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,30 +139,11 @@ def test_what_comes_while_a_window_waits_to_be_published_makes_one_window(
     settings = new_settings(
         partitions=1, raw={"model": str(model_folder())}, batching={"latency_objective_ms": DEADLINE_S * 1000}
     )
-    publish, arrived, go_on = TransactionalPublisher.publish, threading.Event(), threading.Event()
-
-    def held_up(self: TransactionalPublisher, *arguments: Any) -> None:
-        arrived.set()
-        assert go_on.wait(DEADLINE_S)
-        publish(self, *arguments)
-
-    monkeypatch.setattr(TransactionalPublisher, "publish", held_up)
-    tweets = iter(lines(12))
     with running_replica(settings) as replica:
-
-        def send(count: int) -> None:
-            produce(settings, [(None, next(tweets), []) for _ in range(count)])
-
-        try:
-            send(1)
-            wait_until(arrived.is_set, "a window that is published")
-            send(1)
-            wait_until(lambda: replica._compared.qsize() == 1, "a window that waits to be published")
-            for waiting in (5, 10):
-                send(5)
-                wait_until(lambda waiting=waiting: replica._backlog.items == waiting, "they wait")
-        finally:
-            go_on.set()
+        with publishing_held(settings, replica, monkeypatch) as send:
+            wait_until(lambda: replica._compared.qsize() == 1, "the second one is computed")
+            send(5)
+            send(5)
         wait_until(lambda: committed(settings, replica) == 12, "all of them")
     assert windows(published(settings, "comparisons")) == [1, 1, 10]
 
@@ -143,26 +153,14 @@ def test_a_replica_that_stops_makes_no_window_of_what_waits(
 ) -> None:
     """Least of all the large one that has come together while it could not publish."""
     settings = new_settings(partitions=1, raw={"model": str(model_folder())})
-    publish, go_on = TransactionalPublisher.publish, threading.Event()
-
-    def held_up(self: TransactionalPublisher, *arguments: Any) -> None:
-        assert go_on.wait(DEADLINE_S)
-        publish(self, *arguments)
-
-    monkeypatch.setattr(TransactionalPublisher, "publish", held_up)
     with running_replica(settings) as replica:
-        try:
-            for number in (1, 2, 3):
-                produce(settings, [(None, lines(3)[number - 1], [])])
-                wait_until(lambda number=number: replica._backlog.unfinished == number, "it is in hand")
-                if number < 3:
-                    wait_until(lambda: replica._backlog.items == 0, "it is in a window")
+        with publishing_held(settings, replica, monkeypatch) as send:
+            send(1)
             stopping = threading.Thread(target=replica.stop)
             stopping.start()
             wait_until(lambda: replica._stopping, "it stops")
-        finally:
-            go_on.set()
         stopping.join(DEADLINE_S)
+        assert not stopping.is_alive()
     assert windows(published(settings, "comparisons")) == [1, 1]
 
 

@@ -189,10 +189,13 @@ class Replica:
 
     def _await_taken(self) -> bool:
         """Wait until publish has taken what was handed over; whether there shall be another window then."""
-        taken = False
-        while not taken and not self._stopping and self._publishing.error is None:
-            taken = self._taken.wait(DRAW_TIMEOUT_S)
-        return not self._stopping and self._publishing.error is None
+        while not self._ending and not self._taken.wait(DRAW_TIMEOUT_S):
+            pass
+        return not self._ending
+
+    @property
+    def _ending(self) -> bool:
+        return self._stopping or self._publishing.error is not None
 
     def _run_publish(self) -> None:
         """The publish thread: one transaction per window, in order."""
