@@ -9,8 +9,10 @@ import numpy as np
 
 from twinlens.inference.observations import Batch, Observations, PathFacts, apply_function
 from twinlens.records import ModelId, PathError
-from twinlens.window import Item
+from twinlens.text import Text
+from twinlens.window import Dispatch, Item, Reason
 
+DISPATCH = Dispatch(Reason.DRAINED, 0.0, 0.0, 1.0, 0.0, 0.0)
 LABELS = ("negative", "neutral", "positive")
 MODEL = ModelId("demo", "1")
 BROKEN = PathError(type="IndexError", message="index out of range in self")
@@ -29,8 +31,13 @@ def item(
         headers=[],
         size_bytes=len(text.encode()) if size_bytes is None else size_bytes,
         id=str(offset),
-        text=text,
+        text=Text(text),
     )
+
+
+def texts_of(texts: Sequence[str]) -> list[Text]:
+    """As intake hands them on, not yet tokenized."""
+    return [Text(text) for text in texts]
 
 
 def items_of(texts: Sequence[str]) -> list[Item]:

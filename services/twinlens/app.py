@@ -18,11 +18,11 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
+from twinlens.clock import now_ms
 from twinlens.dashboard.api import api, json_response
 from twinlens.logs import configure_logging
 from twinlens.metrics import ReplicaMetrics
 from twinlens.monitor.actor import Monitor as MonitorBody
-from twinlens.monitor.actor import now_ms
 from twinlens.settings import BatchingSettings, PredictSettings, RawSettings, Settings
 
 HEALTH: dict[str, Any] = {"health_check_period_s": 2, "health_check_timeout_s": 30}
@@ -49,13 +49,13 @@ class ReplicaDeployment:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         import torch  # noqa: PLC0415
 
-        from twinlens.inference.replica import Replica  # noqa: PLC0415
+        from twinlens.inference.replica import new_replica  # noqa: PLC0415
 
         torch.set_num_threads(threads)
         context = serve.get_replica_context()
         # A replica that replaces another gets its rank, and so as a static member its partitions, without a rebalance.
         instance_id = f"{settings.application}-{context.rank.rank}" if settings.kafka.static_membership else None
-        self._replica = Replica(
+        self._replica = new_replica(
             settings.with_secrets(),
             f"{settings.application}-{context.replica_id.unique_id}",
             instance_id,

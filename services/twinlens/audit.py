@@ -16,8 +16,8 @@ from kafka import OffsetSpec, TopicPartition
 from kafka.errors import RetriableError
 
 from twinlens.broker.client import naming_denials, new_admin, new_consumer
-from twinlens.broker.deadletters import letter_of
 from twinlens.broker.reading import read_topics
+from twinlens.deadletter import letter_of
 from twinlens.errors import AskUser
 from twinlens.records import (
     LogitsRecord,

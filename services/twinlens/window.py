@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import NamedTuple
 
 from twinlens.errors import RefuseRecord
+from twinlens.text import Text
 
 Headers = list[tuple[str, bytes]]
 Partition = tuple[str, int]  #: topic and partition number
@@ -33,12 +35,7 @@ class Item:
     headers: Headers = field(repr=False)
     size_bytes: int  #: memory it takes while it is in hand
     id: str = ""
-    text: str = field(default="", repr=False)
-    inputs: dict[str, list[int]] = field(
-        default_factory=dict, repr=False
-    )  #: raw path: what the tokenizer made, mask excluded
-    cut_tokens: int = 0  #: raw path: tokens beyond its max_length, which truncation cut off
-    token_error: Exception | None = None  #: the raw path's tokenizer raised
+    text: Text = field(default_factory=Text, repr=False)
     value: bytes | None = field(default=None, repr=False)  #: kept for refused records only
     refusal: RefuseRecord | None = None
 
@@ -46,14 +43,36 @@ class Item:
     def source(self) -> Partition:
         return (self.topic, self.partition)
 
-    @property
-    def truncated(self) -> bool:
-        """Whether the raw path sees less than the whole text."""
-        return self.cut_tokens > 0
 
-    @property
-    def token_count(self) -> int:
-        return len(self.inputs.get("input_ids", ()))
+class OutgoingRecord(NamedTuple):
+    """One record to publish. It has a key or a value."""
+
+    topic: str
+    partition: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+class Reason(StrEnum):
+    """Why a window has the size that it has."""
+
+    DRAINED = "drained"  #: all that waited
+    FULL = "full"  #: as much as a window holds, in records or bytes
+    DEADLINE = "deadline"  #: as many as end within the latency objective of the oldest
+    BEHIND = "behind"  #: too few would end in time to be worth a window: as much as it holds, for the best throughput
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """The decision to draw a window."""
+
+    reason: Reason
+    queue_delay_s: float  #: of the oldest record, from its timestamp to this decision
+    predicted_s: float  #: to compute it, by the cost model: both paths, times `overhead`
+    overhead: float  #: what windows took of late, relative to the cost model's bare passes
+    publish_reserve_s: float  #: set aside of the latency objective for committing the window
+    relative_error: float  #: of predictions of whole windows, lately
 
 
 @dataclass(slots=True)
@@ -63,6 +82,7 @@ class Window:
     number: int
     items: list[Item]
     epochs: dict[Partition, int]
+    dispatch: Dispatch
 
     @property
     def tweets(self) -> list[Item]:
@@ -88,8 +108,9 @@ class Abandoned(NamedTuple):
 class Backlog:
     """Bounded queue per partition between the intake thread and the compute thread.
 
-    `fill` is called by intake, `draw` by compute, `invalidate` by intake on revocation or re-read. `draw` takes whole
-    runs from the partition with the oldest record first, so that no partition starves.
+    `fill` is called by intake, `candidates` and `draw` by compute, `invalidate` by intake on revocation or re-read. How
+    many of the candidates to draw is decided outside, without the lock. Candidates come in whole runs from the
+    partition with the oldest record first, so that no partition starves.
 
     `max_items` bounds what waits, `max_bytes` all that is in hand: what waits and the windows under way. The
     windows under way share half of the bytes, so that large records never stop the flow; a record that is larger than
@@ -200,24 +221,28 @@ class Backlog:
         """Whether every record of the window is still this replica's to commit."""
         return all(self.epoch(partition) == epoch for partition, epoch in window.epochs.items())
 
-    def draw(self, take: Callable[[list[Item]], int], max_items: int, timeout_s: float) -> Window | None:
-        """The next window, as soon as there is one; None after `timeout_s` without a record, at once when closed.
+    def candidates(self, max_items: int, timeout_s: float) -> list[Item]:
+        """Up to `max_items` items that the next window may hold, oldest first; at least one, if any waits.
 
-        `take` gets up to `max_items` candidates, oldest first, and says how many of them to use (at least 1). Every
-        window must come back through `finish`, which gives its bytes free.
+        Returns as soon as there are some, empty after `timeout_s` without a record, at once when closed. The items stay
+        in the backlog: `draw` takes those that are to make the window.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._items > 0 or self._closed, timeout_s)
-            candidates = self._candidates(max_items)
-            if not candidates:
+            return self._candidates(max_items)
+
+    def draw(self, chosen: Sequence[Item], dispatch: Dispatch) -> Window | None:
+        """A window of the `chosen` ones, the first of `candidates`; without those that were invalidated since then.
+
+        None where none is left. Every window must come back through `finish`, which gives its bytes free.
+        """
+        with self._changed:
+            items = [item for item in chosen if self._take(item)]
+            if not items:
                 return None
-            items = candidates[: max(1, take(candidates))]
-            for item in items:
-                self._queues[item.source].popleft()
-                self._items -= 1
             self._number += 1
             self._drawn += len(items)
-            window = Window(self._number, items, {item.source: self.epoch(item.source) for item in items})
+            window = Window(self._number, items, {item.source: self.epoch(item.source) for item in items}, dispatch)
             for partition in window.epochs:
                 self._in_flight[partition] = self._in_flight.get(partition, 0) + 1
             self._changed.notify_all()
@@ -229,10 +254,19 @@ class Backlog:
             self._changed.wait_for(lambda: self._items == 0 or self._closed, timeout_s)
 
     def close(self) -> None:
-        """Let `draw` return at once from now on when nothing waits."""
+        """Let `candidates` return at once from now on when nothing waits."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+    def _take(self, item: Item) -> bool:
+        """Take the item from the head of its queue; whether it is still there."""
+        queue = self._queues.get(item.source)
+        if not queue or queue[0] is not item:
+            return False
+        queue.popleft()
+        self._items -= 1
+        return True
 
     def _discard(self, partition: Partition) -> None:
         for item in self._queues.pop(partition, ()):
@@ -240,10 +274,7 @@ class Backlog:
             self._bytes -= item.size_bytes
 
     def _candidates(self, max_items: int) -> list[Item]:
-        """Waiting items that fit into a window, partitions one after the other, the one with the oldest record first.
-
-        At least one, if any waits.
-        """
+        """Waiting items that fit into a window: partition by partition, the one with the oldest record first."""
         candidates: list[Item] = []
         size_bytes = 0
         for queue in sorted(filter(None, self._queues.values()), key=lambda queue: queue[0].timestamp_ms):

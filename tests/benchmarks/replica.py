@@ -15,11 +15,11 @@ def main(arguments: str) -> None:
     os.environ |= {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
     import torch
 
-    from twinlens.inference.replica import Replica
+    from twinlens.inference.replica import new_replica
     from twinlens.settings import Settings
 
     torch.set_num_threads(1)
-    replica = Replica(Settings.load(json.loads(arguments)), "measured")
+    replica = new_replica(Settings.load(json.loads(arguments)), "measured")
     print("loaded", flush=True)
     sys.stdin.readline()
     replica.start()

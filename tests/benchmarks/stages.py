@@ -87,17 +87,17 @@ def watch(path: str) -> None:
     from kafka.producer.transaction_manager import TxnRequestHandler
 
     from twinlens.broker.intake import Intake
-    from twinlens.inference.compute import Compute
-    from twinlens.inference.replica import Replica
+    from twinlens.inference.inference import Inference
+    from twinlens.inference.publishing import Publishing
     from twinlens.window import Backlog
 
     seen = _Watch(Path(path))
     _before(Intake, "_hand_over", seen.fetched)
     _before(Backlog, "fill", seen.waiting)
     _after(Backlog, "draw", seen.drawn)
-    _after(Compute, "run", seen.computed)
-    _before(Replica, "_commit", seen.publishing)
-    _after(Replica, "_commit", seen.published)
+    _after(Inference, "run", seen.computed)
+    _before(Publishing, "_commit", seen.publishing)
+    _after(Publishing, "_commit", seen.published)
     _before(KafkaProducer, "send_offsets_to_transaction", functools.partial(seen.note, "offered"))
     _before(KafkaProducer, "flush", functools.partial(seen.note, "offsets"))
     _before(KafkaProducer, "commit_transaction", functools.partial(seen.note, "stored"))

@@ -54,8 +54,15 @@ def measure(arguments: str, count: int) -> dict[str, Any]:
     """Microseconds per tweet by step."""
     os.environ |= {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     import torch
+    from kafka import KafkaConsumer
 
-    from twinlens.inference.replica import Replica
+    from twinlens.inference.decode import Decoder
+    from twinlens.inference.inference import Inference
+    from twinlens.inference.outputs import OutputWriter
+    from twinlens.inference.predict import ObservedPipeline
+    from twinlens.inference.raw import RawPath
+    from twinlens.inference.replica import new_replica
+    from twinlens.inference.tokenize import RawTokenizer
     from twinlens.settings import Settings
 
     torch.set_num_threads(1)
@@ -64,15 +71,15 @@ def measure(arguments: str, count: int) -> dict[str, Any]:
     def observe(report: Any) -> None:
         done[0] += report.tweets
 
-    replica = Replica(Settings.load(json.loads(arguments)), "measured", observe=observe)
     watch = Stopwatch()
-    watch.wrap(replica._intake._consumer, "poll", "poll")
-    watch.wrap(replica._compute.tokenizer, "tokenize", "tokenizer")
-    watch.wrap(replica._intake, "_decode", "decode")
-    watch.wrap(replica._compute._raw, "forward", "raw forward")
-    watch.wrap(replica._compute, "take", "draw")
-    _wrap_pipeline(replica._compute._predict, watch)
-    watch.wrap(replica._writer, "records", "encode")
+    watch.wrap(KafkaConsumer, "poll", "poll")
+    watch.wrap(RawTokenizer, "tokenize", "tokenizer")
+    watch.wrap(Decoder, "__call__", "decode")
+    watch.wrap(RawPath, "forward", "raw forward")
+    watch.wrap(Inference, "decide", "draw")
+    watch.wrap(ObservedPipeline, "__call__", "pipeline")
+    watch.wrap(OutputWriter, "records", "encode")
+    replica = new_replica(Settings.load(json.loads(arguments)), "measured", observe=observe)
     replica.start()
     _wait(lambda: done[0] >= WARM_UP, replica)
     print(MEASURING, flush=True)
@@ -86,12 +93,6 @@ def measure(arguments: str, count: int) -> dict[str, Any]:
     threads = {name: (after[name] - before.get(name, 0.0)) / tweets * 1e6 for name in after}
     calls = {name: (total - spent[name]) / tweets * 1e6 for name, total in watch.spent.items()}
     return {"tweets_per_s": tweets / seconds, "threads": threads, "calls": calls}
-
-
-def _wrap_pipeline(path: Any, watch: Stopwatch) -> None:
-    """The pipeline is called as an object, so its class's `__call__` is what counts."""
-    kind = type(path._pipelines[0])
-    watch.wrap(kind, "__call__", "pipeline")
 
 
 def _wait(condition: Callable[[], bool], replica: Any) -> None:

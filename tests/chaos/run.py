@@ -22,7 +22,7 @@ from tests.integration.helpers import wait_until
 from twinlens import audit
 from twinlens.cli.watch import fetch
 from twinlens.errors import AskUser, TwinlensError
-from twinlens.monitor.actor import View
+from twinlens.monitor.view import View
 
 RATE = 110.0  #: tweets per second
 PAUSE_S = (0.0, 4.0)  #: between two faults

@@ -25,11 +25,11 @@ from twinlens.broker.publisher import (
     SourceOffset,
     TransactionalPublisher,
 )
-from twinlens.broker.recordbatch import BatchFuture, OutgoingRecord, send
+from twinlens.broker.recordbatch import BatchFuture, send
 from twinlens.errors import RedoWindow, ReplaceReplica
 from twinlens.settings import Settings
 from twinlens.threads import WatchedThread
-from twinlens.window import Partition
+from twinlens.window import OutgoingRecord, Partition
 
 PUBLISHERS = {"exactly_once": TransactionalPublisher, "at_least_once": AtLeastOncePublisher}
 
@@ -189,7 +189,7 @@ def test_a_fenced_producer_is_replaced_and_its_window_goes_through(kafka: str) -
 
     settings, member = prepare(kafka)
     publisher = TransactionalPublisher(settings, "p")
-    usurper = new_producer(settings.kafka, transactional_id=publisher._transactional_id)
+    usurper = new_producer(settings.kafka, transactional_id=publisher.transactional_id)
     try:
         usurper.init_transactions()
         publisher.publish(window(settings, b"good"), up_to(settings, 1), member.group_metadata)

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from tests.integration.helpers import wait_until
+from tests.integration.helpers import assigned, wait_until
 from twinlens.broker.publisher import AtLeastOncePublisher, TransactionalPublisher
-from twinlens.inference.replica import Replica
+from twinlens.inference.replica import new_replica
 from twinlens.settings import Settings
 
 
@@ -33,11 +33,11 @@ def main(settings: Settings, way: str, point: str, number: signal.Signals) -> No
     points[point] = lambda: os.kill(os.getpid(), number)
     if way == "plain_sends":
         _after(AtLeastOncePublisher, "publish", points["after_sends"])
-    replica = Replica(settings, "doomed")
+    replica = new_replica(settings, "doomed")
     if way != "plain_sends":
-        publisher = replica._publisher
+        publisher = replica.parts.publisher
         assert isinstance(publisher, TransactionalPublisher)
-        producer = publisher._producer
+        producer = publisher.producer
         real_offsets, real_commit = producer.send_offsets_to_transaction, producer.commit_transaction
 
         def send_offsets(*arguments: Any) -> None:
@@ -53,11 +53,11 @@ def main(settings: Settings, way: str, point: str, number: signal.Signals) -> No
 
         producer.send_offsets_to_transaction, producer.commit_transaction = send_offsets, commit
         if way == "offsets_outside":
-            replica._commit_outside = replica._intake.commit
+            replica.parts.publishing.commit_outside = True
     asked_to_stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.set())
     replica.start()
-    wait_until(lambda: bool(replica._intake._positions.epochs), "partitions assigned", 60)
+    wait_until(lambda: bool(assigned(replica)), "partitions assigned", 60)
     print("ready", flush=True)
     asked_to_stop.wait(300)
     replica.stop()

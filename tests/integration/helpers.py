@@ -14,10 +14,11 @@ from twinlens.broker.client import new_producer
 from twinlens.broker.reading import read_topics
 from twinlens.cli.demo import TWEETS
 from twinlens.errors import ReplaceReplica
-from twinlens.inference.replica import Replica
+from twinlens.inference.replica import Replica, new_replica
 from twinlens.inference.report import WindowReport
 from twinlens.monitor.actor import Monitor
 from twinlens.settings import Settings
+from twinlens.window import Partition
 
 DEADLINE_S = 60.0
 
@@ -52,12 +53,17 @@ def running_replica(
     observe: Callable[[WindowReport], None] = lambda _: None,
 ) -> Iterator[Replica]:
     torch.set_num_threads(2)
-    replica = Replica(settings, name, instance_id, observe)
+    replica = new_replica(settings, name, instance_id, observe)
     replica.start()
     try:
         yield replica
     finally:
         replica.stop()
+
+
+def assigned(replica: Replica) -> set[Partition]:
+    """The partitions that its intake has."""
+    return set(replica.parts.intake.positions.epochs)
 
 
 def wait_until(condition: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -> None:

@@ -17,8 +17,8 @@ from tests.observed import item
 from twinlens import records
 from twinlens.audit import Report, audit
 from twinlens.broker import topics
-from twinlens.inference.derive import sampled
 from twinlens.inference.replica import Replica
+from twinlens.inference.sampling import sampled
 from twinlens.monitor.divergence import State
 from twinlens.monitor.statistics import RateDetector, confidence_sequence
 from twinlens.records import PredictionMode, PredictionRecord

@@ -76,7 +76,7 @@ def test_large_records_come_in_small_polls_and_small_windows(
 
     monkeypatch.setattr(RawPath, "begin", behind)
     with running_replica(settings) as replica:
-        wait_until(lambda: bool(replica._intake._consumer.paused()), "the intake is full")
+        wait_until(lambda: bool(replica.parts.intake.consumer.paused()), "the intake is full")
         paused.set()
         wait_until(lambda: committed(settings, replica) == count, "all of them")
     found = published(settings, "logits", "predictions", "comparisons")
@@ -119,14 +119,14 @@ def publishing_held(
         publish(self, *arguments)
 
     def send(count: int) -> None:
-        in_hand = replica._backlog.unfinished + produce(settings, [(None, line, []) for line in lines(count)])
-        wait_until(lambda: replica._backlog.unfinished == in_hand, "they are in hand")
+        in_hand = replica.parts.backlog.unfinished + produce(settings, [(None, line, []) for line in lines(count)])
+        wait_until(lambda: replica.parts.backlog.unfinished == in_hand, "they are in hand")
 
     monkeypatch.setattr(TransactionalPublisher, "publish", held)
     try:
         for _ in range(2):
             send(1)
-            wait_until(lambda: replica._backlog.items == 0, "it is in a window")
+            wait_until(lambda: replica.parts.backlog.items == 0, "it is in a window")
         yield send
     finally:
         go_on.set()
@@ -141,7 +141,7 @@ def test_what_comes_while_a_window_waits_to_be_published_makes_one_window(
     )
     with running_replica(settings) as replica:
         with publishing_held(settings, replica, monkeypatch) as send:
-            wait_until(lambda: replica._compared.qsize() == 1, "the second one is computed")
+            wait_until(lambda: replica.parts.handover.occupied, "the second one is computed")
             send(5)
             send(5)
         wait_until(lambda: committed(settings, replica) == 12, "all of them")
@@ -158,7 +158,7 @@ def test_a_replica_that_stops_makes_no_window_of_what_waits(
             send(1)
             stopping = threading.Thread(target=replica.stop)
             stopping.start()
-            wait_until(lambda: replica._stopping, "it stops")
+            wait_until(lambda: replica.stopping, "it stops")
         stopping.join(DEADLINE_S)
         assert not stopping.is_alive()
     assert windows(published(settings, "comparisons")) == [1, 1]
@@ -191,9 +191,9 @@ def test_a_model_slower_than_the_poll_interval_keeps_its_partitions(
         monkeypatch.setattr(Intake, event, lambda _, partitions: given_up.extend(partitions))
     with running_replica(settings) as replica:
         wait_until(lambda: committed(settings, replica) > 0, "the first window")
-        generation = replica._intake.group_metadata().generation_id
+        generation = replica.parts.intake.group_metadata().generation_id
         wait_until(lambda: committed(settings, replica) >= count, "the last window")
-        assert replica._intake.group_metadata().generation_id == generation
+        assert replica.parts.intake.group_metadata().generation_id == generation
         assert given_up == []
         assert len(held_up) >= 3
     report = audit(settings)

@@ -16,8 +16,7 @@ from transformers import TextClassificationPipeline
 
 from tests.observed import observed
 from twinlens.inference.derive import derive
-from twinlens.inference.observations import Observations, PathFacts, resolve_function
-from twinlens.inference.raw import NON_FINITE, score
+from twinlens.inference.observations import NON_FINITE, Observations, PathFacts, resolve_function
 
 #: Ties, saturated sigmoids, and whatever else float32 has.
 LOGITS = st.one_of(
@@ -52,7 +51,7 @@ def test_derived_answers_are_those_of_the_stock_post_processing(
     config = SimpleNamespace(problem_type=problem_type, num_labels=width, id2label=dict(enumerate(labels)))
     raw = Observations.empty(facts(labels, "softmax", None), count)
     raw.logits[:] = tensor.float().numpy()
-    score(raw)
+    raw.score(np.arange(count))
     predict = Observations.empty(facts(labels, resolve_function(config, function), top_k), count)
     derive(raw, predict, np.arange(count))
 

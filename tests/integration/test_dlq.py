@@ -21,11 +21,12 @@ from twinlens.audit import audit
 from twinlens.broker import reading
 from twinlens.broker import replay as replaying
 from twinlens.broker.client import new_admin, new_consumer, new_producer
-from twinlens.broker.deadletters import letter_of, read_letters
+from twinlens.broker.deadletters import read_letters
 from twinlens.broker.reading import read_topics
 from twinlens.broker.replay import Replay
 from twinlens.cli import dlq
 from twinlens.cli.main import app
+from twinlens.deadletter import letter_of
 from twinlens.errors import AskUser, RefusalReason, RefuseRecord
 from twinlens.inference.outputs import OutputWriter
 from twinlens.records import decode_logits

@@ -14,9 +14,10 @@ from kafka.future import Future
 from kafka.structs import OffsetAndMetadata
 
 from tests.conftest import ModelFolder
-from tests.integration.helpers import committed, lines, produce, running_replica, wait_until
+from tests.integration.helpers import DEADLINE_S, assigned, committed, lines, produce, running_replica, wait_until
 from twinlens.audit import audit
 from twinlens.broker.assignor import SoleOwnerAssignor
+from twinlens.broker.publisher import TransactionalPublisher
 from twinlens.inference.replica import Replica
 from twinlens.settings import Settings
 from twinlens.window import Backlog
@@ -32,10 +33,7 @@ def feed(settings: Settings, count: int) -> int:
 
 
 def in_its_thread(replica: Replica, question: Callable[[], Any]) -> Any:
-    answers: list[Any] = []
-    replica._intake._errands.put(lambda: answers.append(question()))
-    wait_until(lambda: bool(answers), "the intake thread has run the errand")
-    return answers[0]
+    return replica.parts.intake.errand(question).result(DEADLINE_S)
 
 
 def test_an_old_answer_is_not_taken_for_the_committed_offset(settings: Settings) -> None:
@@ -43,11 +41,11 @@ def test_an_old_answer_is_not_taken_for_the_committed_offset(settings: Settings)
     sent = feed(settings, 100)
     with running_replica(settings) as replica:
         wait_until(lambda: committed(settings, replica) >= sent, "all committed")
-        intake, partition = replica._intake, TopicPartition(settings.topics.input, 0)
+        intake, partition = replica.parts.intake, TopicPartition(settings.topics.input, 0)
         old: Any = Future()
         old.success({partition: OffsetAndMetadata(3, "", -1)})
-        intake._consumer._coordinator._offset_fetch_futures[frozenset([partition])] = old
-        found = in_its_thread(replica, lambda: intake._positions.committed(partition))
+        intake.consumer._coordinator._offset_fetch_futures[frozenset([partition])] = old
+        found = in_its_thread(replica, lambda: intake.positions.committed(partition))
     assert found.offset == sent
 
 
@@ -56,17 +54,17 @@ def test_a_member_that_was_replaced_without_a_word_starts_over(settings: Setting
     sent = feed(settings, 100)
     with running_replica(settings) as replica:
         wait_until(lambda: committed(settings, replica) >= sent, "all committed")
-        intake, partition = replica._intake, (settings.topics.input, 0)
+        intake, partition = replica.parts.intake, (settings.topics.input, 0)
 
         def evict() -> None:
-            coordinator = intake._consumer._coordinator
+            coordinator = intake.consumer._coordinator
             known = coordinator._generation
             coordinator._generation = Generation(known.generation_id, "somebody-else", known.protocol)
             coordinator.request_rejoin()
 
         assert intake.group_metadata() is not None
         in_its_thread(replica, evict)
-        wait_until(lambda: replica._backlog.epoch(partition) == 1, "it starts over")
+        wait_until(lambda: replica.parts.backlog.epoch(partition) == 1, "it starts over")
         sent += feed(settings, 100)
         wait_until(lambda: committed(settings, replica) >= sent, "it goes on")
         assert intake.group_metadata() is not None
@@ -86,17 +84,17 @@ def test_a_member_that_was_evicted_claims_nothing(settings: Settings, monkeypatc
 
     monkeypatch.setattr(SoleOwnerAssignor, "metadata", look)
     with running_replica(settings) as replica:
-        wait_until(lambda: bool(replica._intake._positions.epochs), "partitions")
+        wait_until(lambda: bool(assigned(replica)), "partitions")
         before = len(claims)
-        in_its_thread(replica, replica._intake._consumer._coordinator.reset_generation)
-        wait_until(lambda: len(claims) > before and bool(replica._intake._positions.epochs), "partitions again")
+        in_its_thread(replica, replica.parts.intake.consumer._coordinator.reset_generation)
+        wait_until(lambda: len(claims) > before and bool(assigned(replica)), "partitions again")
     assert claims[before] == []
 
 
 def test_a_poll_that_fails_for_a_moment_costs_nothing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     sent = feed(settings, 300)
     with running_replica(settings) as replica:
-        consumer = replica._intake._consumer
+        consumer = replica.parts.intake.consumer
         real, failures = consumer.poll, iter([False, True, False, False, True])
 
         def poll(*arguments: Any) -> Any:
@@ -118,15 +116,15 @@ def test_records_wait_until_the_refusals_before_them_are_known(
 ) -> None:
     sent = feed(settings, 100)
     with running_replica(settings) as replica:
-        intake = replica._intake
-        real, failures = intake._positions.committed, iter([True, True])
+        intake = replica.parts.intake
+        real, failures = intake.positions.committed, iter([True, True])
 
         def sometimes(partition: TopicPartition) -> Any:
             if next(failures, False):
                 raise KafkaTimeoutError("not now")
             return real(partition)
 
-        monkeypatch.setattr(intake._positions, "committed", sometimes)
+        monkeypatch.setattr(intake.positions, "committed", sometimes)
         wait_until(lambda: committed(settings, replica) >= sent, "all committed")
     report = audit(settings)
     assert report.clean
@@ -136,10 +134,12 @@ def test_records_wait_until_the_refusals_before_them_are_known(
 def test_a_poll_that_fails_waits_for_a_window_that_has_passed_its_claim(settings: Settings) -> None:
     """Its offsets are not at the broker yet, and will be."""
     with running_replica(settings) as replica:
-        intake, partition = replica._intake, (settings.topics.input, 0)
+        intake, partition = replica.parts.intake, (settings.topics.input, 0)
         sent = feed(settings, 20)
         wait_until(lambda: committed(settings, replica) >= sent, "all committed")
-        producer, poll = replica._publisher._producer, intake._consumer.poll  # type: ignore[attr-defined]
+        publisher, poll = replica.parts.publisher, intake.consumer.poll
+        assert isinstance(publisher, TransactionalPublisher)
+        producer = publisher.producer
         send_offsets, claimed, go_on = producer.send_offsets_to_transaction, threading.Event(), threading.Event()
 
         def send_late(*arguments: Any) -> None:
@@ -148,14 +148,14 @@ def test_a_poll_that_fails_waits_for_a_window_that_has_passed_its_claim(settings
             send_offsets(*arguments)
 
         def fail_once(*arguments: Any) -> Any:
-            intake._consumer.poll = poll
+            intake.consumer.poll = poll
             raise NotLeaderForPartitionError
 
         producer.send_offsets_to_transaction = send_late
         sent += feed(settings, 15)
         assert claimed.wait(30)
-        intake._consumer.poll = fail_once
-        wait_until(lambda: replica._backlog.epoch(partition) == 1, "the poll has failed")
+        intake.consumer.poll = fail_once
+        wait_until(lambda: replica.parts.backlog.epoch(partition) == 1, "the poll has failed")
         for _ in range(3):
             in_its_thread(replica, lambda: None)  # the intake thread has gone round, and would have gone back
         go_on.set()
@@ -177,16 +177,16 @@ def test_what_was_never_committed_is_read_from_where_it_began(
     )
     sent = feed(settings, 60)
     with running_replica(settings) as replica:
-        intake, partition = replica._intake, TopicPartition(settings.topics.input, 0)
-        wait_until(lambda: bool(intake._positions.epochs), "partitions")
-        began = in_its_thread(replica, lambda: intake._consumer.position(partition))
+        intake, partition = replica.parts.intake, TopicPartition(settings.topics.input, 0)
+        wait_until(lambda: bool(assigned(replica)), "partitions")
+        began = in_its_thread(replica, lambda: intake.consumer.position(partition))
         assert began == sent
         sent += feed(settings, 40)
         wait_until(lambda: committed(settings, replica) >= sent, "all committed")
         sought: list[int] = []
-        monkeypatch.setattr(intake._positions, "committed", lambda _: None)
-        monkeypatch.setattr(intake._consumer, "seek", lambda _, offset: sought.append(offset))
-        in_its_thread(replica, intake._positions.start_over)
+        monkeypatch.setattr(intake.positions, "committed", lambda _: None)
+        monkeypatch.setattr(intake.consumer, "seek", lambda _, offset: sought.append(offset))
+        in_its_thread(replica, intake.positions.start_over)
         wait_until(lambda: bool(sought), "it goes back")
     assert sought == [began]
 

@@ -12,17 +12,18 @@ import torch
 
 from tests.conftest import ModelFolder
 from tests.models import demo_tweets
-from tests.observed import items_of
+from tests.observed import texts_of
 from twinlens.errors import ReplaceReplica
 from twinlens.inference.cause import cause_of
 from twinlens.inference.compare import compare
 from twinlens.inference.model import LoadedModel, load_model
 from twinlens.inference.observations import Observations
 from twinlens.inference.predict import PredictPath
-from twinlens.inference.raw import RawPath, RawTokenizer
+from twinlens.inference.raw import RawPath
+from twinlens.inference.tokenize import RawTokenizer
 from twinlens.records import Cause, Verdict
 from twinlens.settings import PredictSettings, RawSettings
-from twinlens.window import Item
+from twinlens.text import Text
 
 TOO_LONG = "far too long " * 200
 MARKER = "zzzz"
@@ -43,20 +44,20 @@ def with_bad(text: str) -> list[str]:
     return [*NEIGHBOURS[:BAD], text, *NEIGHBOURS[BAD:]]
 
 
-def tokenized(model: LoadedModel, texts: Sequence[str], settings: RawSettings | None = None) -> list[Item]:
-    items = items_of(texts)
-    RawTokenizer(model, settings or RawSettings()).tokenize(items)
-    return items
+def tokenized(model: LoadedModel, contents: Sequence[str], settings: RawSettings | None = None) -> list[Text]:
+    texts = texts_of(contents)
+    RawTokenizer(model, settings or RawSettings()).tokenize(texts)
+    return texts
 
 
-def raw(model: LoadedModel, texts: Sequence[str], settings: RawSettings | None = None) -> Observations:
-    items = tokenized(model, texts, settings)
-    return RawPath(model, settings or RawSettings()).observe(items, [list(range(len(texts)))])
+def raw(model: LoadedModel, contents: Sequence[str], settings: RawSettings | None = None) -> Observations:
+    texts = tokenized(model, contents, settings)
+    return RawPath(model, settings or RawSettings()).observe(texts, [list(range(len(texts)))])
 
 
 def predict(model: LoadedModel, texts: Sequence[str], settings: PredictSettings | None = None) -> Observations:
     path = PredictPath(model, settings or PredictSettings())
-    return path.observe(items_of(texts), [list(range(len(texts)))])
+    return path.observe(texts_of(texts), [list(range(len(texts)))])
 
 
 def check(seen: Observations, without: Observations, error: str) -> None:
@@ -75,19 +76,25 @@ def check(seen: Observations, without: Observations, error: str) -> None:
     assert sizes.tolist() == [batch.size for batch in seen.batches]  # every pass is accounted for
 
 
-class Picky:
-    """A tokenizer that raises on the marker."""
+class Picky(LoadedModel):
+    """A model whose tokenizers raise on the marker."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+    def new_tokenizer(self) -> Any:
+        tokenizer = super().new_tokenizer()
+        stock = type(tokenizer)
 
-    def __call__(self, text: Any, **arguments: Any) -> Any:
-        if any(MARKER in one for one in ([text] if isinstance(text, str) else text)):
-            raise ValueError(f"cannot tokenize\n{text}")
-        return self._tokenizer(text, **arguments)
+        class PickyTokenizer(stock):  # type: ignore[misc, valid-type]
+            def __call__(self, text: Any, **arguments: Any) -> Any:
+                if any(MARKER in one for one in ([text] if isinstance(text, str) else text)):
+                    raise ValueError(f"cannot tokenize\n{text}")
+                return super().__call__(text, **arguments)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tokenizer, name)
+        tokenizer.__class__ = PickyTokenizer
+        return tokenizer
+
+
+def picky(model: LoadedModel) -> LoadedModel:
+    return Picky(**vars(model))
 
 
 def break_forward(model: LoadedModel, error: Exception) -> None:
@@ -141,30 +148,24 @@ class TestTooLong:
 
 class TestTokenizerRaises:
     def test_raw(self, load: Load) -> None:
-        model, texts = load(), with_bad(MARKER)
-        tokenizer, items = RawTokenizer(model, RawSettings()), items_of(texts)
-        tokenizer._tokenizer = Picky(tokenizer._tokenizer)
-        tokenizer.tokenize(items)
-        assert isinstance(items[BAD].token_error, ValueError)
-        assert [item.token_error for item in items if item.offset != BAD] == [None] * len(NEIGHBOURS)
-        seen = RawPath(model, RawSettings()).observe(items, [list(range(len(items)))])
+        model = load()
+        texts = tokenized(picky(model), with_bad(MARKER))
+        assert isinstance(texts[BAD].token_error, ValueError)
+        assert [text.token_error for row, text in enumerate(texts) if row != BAD] == [None] * len(NEIGHBOURS)
+        seen = RawPath(model, RawSettings()).observe(texts, [list(range(len(texts)))])
         check(seen, raw(load(), NEIGHBOURS), "ValueError")
         assert seen.errors[BAD].message == "cannot tokenize"  # type: ignore[union-attr]
         assert seen.input_ids[BAD] == []
 
     def test_predict(self, load: Load) -> None:
-        path = PredictPath(load(), PredictSettings())
-        path._pipelines[0].tokenizer = Picky(path._pipelines[0].tokenizer)
-        seen = path.observe(items_of(with_bad(MARKER)), [list(range(len(NEIGHBOURS) + 1))])
+        seen = predict(picky(load()), with_bad(MARKER))
         check(seen, predict(load(), NEIGHBOURS), "ValueError")
         assert seen.input_ids[BAD] == []
 
     def test_of_every_text(self, load: Load) -> None:
         model = load()
-        tokenizer, items = RawTokenizer(model, RawSettings()), items_of([MARKER] * 5)
-        tokenizer._tokenizer = Picky(tokenizer._tokenizer)
-        tokenizer.tokenize(items)
-        seen = RawPath(model, RawSettings()).observe(items, [[0, 1], [2, 3, 4]])
+        texts = tokenized(picky(model), [MARKER] * 5)
+        seen = RawPath(model, RawSettings()).observe(texts, [[0, 1], [2, 3, 4]])
         assert seen.failed.all()
         assert seen.batches == []
 
@@ -235,15 +236,14 @@ class TestNonFinite:
 def test_two_bad_texts_in_two_batches(load: Load) -> None:
     model = load()
     break_forward(model, RuntimeError("no"))
-    texts = [MARKER, *NEIGHBOURS[:6], MARKER]
-    items = tokenized(model, texts)
+    texts = tokenized(model, [MARKER, *NEIGHBOURS[:6], MARKER])
     batches = [[0, 1, 2, 3], [4, 5, 6, 7]]
     for seen in (
-        RawPath(model, RawSettings()).observe(items, batches),
-        PredictPath(model, PredictSettings()).observe(items, batches),
+        RawPath(model, RawSettings()).observe(texts, batches),
+        PredictPath(model, PredictSettings()).observe(texts, batches),
     ):
         assert [row for row, error in enumerate(seen.errors) if error] == [0, 7]
-        assert seen.input_ids == [item.inputs["input_ids"] for item in items]
+        assert seen.input_ids == [text.inputs["input_ids"] for text in texts]
 
 
 def test_the_pipeline_forgets_a_broken_call(load: Load) -> None:
@@ -251,8 +251,8 @@ def test_the_pipeline_forgets_a_broken_call(load: Load) -> None:
     model = load()
     break_forward(model, RuntimeError("no"))
     path = PredictPath(model, PredictSettings())
-    first = path.observe(items_of([MARKER]), [[0]])
-    again = path.observe(items_of(NEIGHBOURS), [list(range(len(NEIGHBOURS)))])
+    first = path.observe(texts_of([MARKER]), [[0]])
+    again = path.observe(texts_of(NEIGHBOURS), [list(range(len(NEIGHBOURS)))])
     assert first.failed.all()
     fresh = predict(load(), NEIGHBOURS)
     assert again.input_ids == fresh.input_ids

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,16 +26,17 @@ from transformers import (
 
 from tests.conftest import ModelFolder
 from tests.models import FAMILIES, HEADS, ODD_TEXTS, POSITIONS, VOCABULARY, build_tokenizer, demo_tweets
-from tests.observed import items_of
+from tests.observed import texts_of
 from twinlens.inference.batching import Limits, split
 from twinlens.inference.compare import compare
 from twinlens.inference.cost import CostModel
 from twinlens.inference.model import UNLIMITED, LoadedModel, load_model
 from twinlens.inference.observations import Observations
 from twinlens.inference.predict import PredictPath
-from twinlens.inference.raw import RawPath, RawTokenizer
+from twinlens.inference.raw import RawPath
+from twinlens.inference.tokenize import RawTokenizer
 from twinlens.settings import PredictSettings, RawSettings
-from twinlens.window import Item
+from twinlens.text import Text
 
 TEXTS = (*demo_tweets()[::36], *ODD_TEXTS)  # 60 tweets of all lengths, and odd ones
 LIMITS = {"roberta": POSITIONS - 2, "xlm-roberta": POSITIONS - 2}  # their positions start after the padding index
@@ -81,12 +83,12 @@ class Case:
     model: LoadedModel
     folder: Path
     limit: int
-    items: list[Item]
+    texts: list[Text]
     plain: list[Plain]
 
     @property
     def lengths(self) -> list[int]:
-        return [item.token_count for item in self.items]
+        return [text.token_count for text in self.texts]
 
 
 Cases = Callable[[str, str], Case]
@@ -101,9 +103,9 @@ def case(model_folder: ModelFolder) -> Cases:
         folder = model_folder(family, head)
         model = load_model(str(folder), None, "float32", "cpu")
         limit = LIMITS.get(family, POSITIONS)
-        items = items_of(TEXTS)
-        RawTokenizer(model, RawSettings()).tokenize(items)
-        return Case(model, folder, limit, items, plainly(folder, limit))
+        texts = texts_of(TEXTS)
+        RawTokenizer(model, RawSettings()).tokenize(texts)
+        return Case(model, folder, limit, texts, plainly(folder, limit))
 
     return made
 
@@ -150,12 +152,12 @@ every_model = pytest.mark.parametrize(("family", "head"), [(f, h) for f in FAMIL
 def test_the_raw_path_is_the_plain_call_whatever_the_batches(case: Cases, family: str, head: str) -> None:
     this = case(family, head)
     assert this.model.max_tokens == this.limit
-    assert [item.inputs["input_ids"] for item in this.items] == [plain.ids for plain in this.plain]
-    assert [item.truncated for item in this.items] == [plain.truncated for plain in this.plain]
+    assert [text.inputs["input_ids"] for text in this.texts] == [plain.ids for plain in this.plain]
+    assert [text.truncated for text in this.texts] == [plain.truncated for plain in this.plain]
     assert {plain.truncated for plain in this.plain} == {True, False}
     path = RawPath(this.model, RawSettings(publish_cls=True))
     for shape in SHAPES:
-        seen = path.observe(this.items, shape(this.lengths))
+        seen = path.observe(this.texts, shape(this.lengths))
         assert seen.errors == [None] * len(TEXTS)
         np.testing.assert_allclose(seen.logits, [plain.logits for plain in this.plain], rtol=0, atol=1e-5)
         assert seen.cls is not None
@@ -169,7 +171,7 @@ def test_the_predict_path_is_the_stock_pipeline_whatever_the_batches(case: Cases
     this = case(family, head)
     path = PredictPath(this.model, PredictSettings())
     for shape in SHAPES:
-        seen = path.observe(this.items, shape(this.lengths))
+        seen = path.observe(this.texts, shape(this.lengths))
         assert seen.errors == [None] * len(TEXTS)
         assert [seen.label(row) for row in range(len(TEXTS))] == [plain.answer["label"] for plain in this.plain]
         # Regression scores are logits; probabilities differ by a fraction of what the logits differ by.
@@ -178,14 +180,14 @@ def test_the_predict_path_is_the_stock_pipeline_whatever_the_batches(case: Cases
         assert seen.input_ids == [plain.ids for plain in this.plain]
         assert seen.mask_counts.tolist() == [len(plain.ids) for plain in this.plain]
         assert seen.truncated.tolist() == [plain.truncated for plain in this.plain]
-    alone = path.observe(this.items, one_by_one(this.lengths))
+    alone = path.observe(this.texts, one_by_one(this.lengths))
     assert [answer for [answer] in answers(alone)] == [plain.answer for plain in this.plain]  # to the last bit
 
 
 @every_model
 def test_in_the_same_batches_it_is_the_stock_pipeline_to_the_last_bit(case: Cases, family: str, head: str) -> None:
     this = case(family, head)
-    seen = PredictPath(this.model, PredictSettings(top_k=10)).observe(this.items, at_random(this.lengths))
+    seen = PredictPath(this.model, PredictSettings(top_k=10)).observe(this.texts, at_random(this.lengths))
     classify = stock(this.folder, this.limit, top_k=10)
     said = answers(seen)
     for batch in at_random(this.lengths):
@@ -198,9 +200,9 @@ def test_both_paths_agree_on_every_text(case: Cases, family: str, head: str) -> 
     """In the same batches there is nothing to see; in others only last bits."""
     this = case(family, head)
     raw, predict = RawPath(this.model, RawSettings()), PredictPath(this.model, PredictSettings())
-    seen = raw.observe(this.items, by_cost(this.lengths))
+    seen = raw.observe(this.texts, by_cost(this.lengths))
     for shape in (by_cost, at_random):
-        other = predict.observe(this.items, shape(this.lengths))
+        other = predict.observe(this.texts, shape(this.lengths))
         comparison = compare(seen, other, score_tolerance=1e-5)
         assert comparison.diverging == []
         assert float(comparison.logits_delta.max()) < 1e-5
@@ -218,12 +220,12 @@ def test_pipeline_arguments(case: Cases, head: str, function: Any, top_k: int | 
     if top_k is not None:
         arguments["top_k"] = top_k
     rows = list(range(0, len(TEXTS), 5))
-    items, texts = [this.items[row] for row in rows], [TEXTS[row] for row in rows]
-    expected = stock(this.folder, this.limit, **arguments)(texts, batch_size=len(texts))
+    texts = [this.texts[row] for row in rows]
+    expected = stock(this.folder, this.limit, **arguments)([TEXTS[row] for row in rows], batch_size=len(rows))
     settings = PredictSettings(function_to_apply=function, top_k=top_k)
-    seen = PredictPath(this.model, settings).observe(items, [list(range(len(items)))])
+    seen = PredictPath(this.model, settings).observe(texts, [list(range(len(texts)))])
     assert answers(seen) == [[answer] if top_k is None else answer for answer in expected]
-    raw = RawPath(this.model, RawSettings(function_to_apply=function)).observe(items, [list(range(len(items)))])
+    raw = RawPath(this.model, RawSettings(function_to_apply=function)).observe(texts, [list(range(len(texts)))])
     assert raw.facts.function == seen.facts.function
     assert raw.top.tolist() == seen.top.tolist()
     np.testing.assert_allclose(raw.top_scores(), seen.top_scores(), rtol=0, atol=2e-6)
@@ -232,9 +234,9 @@ def test_pipeline_arguments(case: Cases, head: str, function: Any, top_k: int | 
 def test_other_arguments_from_the_next_window_on(case: Cases) -> None:
     this = case("bert", "three")
     path = PredictPath(this.model, PredictSettings())
-    before = path.observe(this.items, one_by_one(this.lengths))
+    before = path.observe(this.texts, one_by_one(this.lengths))
     path.reconfigure(PredictSettings(max_length=8, top_k=3))
-    after = path.observe(this.items, one_by_one(this.lengths))
+    after = path.observe(this.texts, one_by_one(this.lengths))
     expected = stock(this.folder, 8, top_k=3)(list(TEXTS), batch_size=1)
     assert answers(after) == expected
     assert max(map(len, before.input_ids)) == this.limit
@@ -246,14 +248,14 @@ def test_other_arguments_from_the_next_window_on(case: Cases) -> None:
 def test_max_length(case: Cases, family: str, wish: int, limit: int | None) -> None:
     """A limit that the positions do not allow is not granted."""
     this = case(family, "three")
-    items, limit = items_of(TEXTS), limit or this.limit
-    RawTokenizer(this.model, RawSettings(max_length=wish)).tokenize(items)
+    texts, limit = texts_of(TEXTS), limit or this.limit
+    RawTokenizer(this.model, RawSettings(max_length=wish)).tokenize(texts)
     predict = PredictPath(this.model, PredictSettings(max_length=wish))
-    seen = predict.observe(items, one_by_one(TEXTS))
+    seen = predict.observe(texts, one_by_one(TEXTS))
     tokenizer = AutoTokenizer.from_pretrained(this.folder)
     whole = [len(tokenizer(text, verbose=False)["input_ids"]) for text in TEXTS]
     for lengths, truncated in (
-        ([item.token_count for item in items], [item.truncated for item in items]),
+        ([text.token_count for text in texts], [text.truncated for text in texts]),
         ([len(ids) for ids in seen.input_ids], seen.truncated.tolist()),
     ):
         assert lengths == [min(length, limit) for length in whole]
@@ -263,7 +265,7 @@ def test_max_length(case: Cases, family: str, wish: int, limit: int | None) -> N
 def test_half_precision_is_the_stock_pipeline_too(case: Cases) -> None:
     this = case("bert", "three")
     model = load_model(str(this.folder), None, "bfloat16", "cpu")
-    seen = PredictPath(model, PredictSettings()).observe(this.items, one_by_one(this.lengths))
+    seen = PredictPath(model, PredictSettings()).observe(this.texts, one_by_one(this.lengths))
     classify = stock(this.folder, this.limit, dtype=torch.bfloat16)
     assert [answer for [answer] in answers(seen)] == [classify(text)[0] for text in TEXTS]
     assert seen.facts.dtype == "bfloat16"
@@ -274,7 +276,7 @@ def test_labels_that_are_numbers(case: Cases, model_folder: ModelFolder, tmp_pat
 
     folder = build_model(tmp_path, "bert", "three", id2label={0: 0, 1: 1, 2: 2}, label2id={0: 0, 1: 1, 2: 2})
     model = load_model(str(folder), None, "float32", "cpu")
-    seen = PredictPath(model, PredictSettings()).observe(items_of(TEXTS), one_by_one(TEXTS))
+    seen = PredictPath(model, PredictSettings()).observe(texts_of(TEXTS), one_by_one(TEXTS))
     assert seen.errors == [None] * len(TEXTS)
     assert {seen.label(row) for row in range(len(TEXTS))} == {"0", "1", "2"}
 
@@ -301,12 +303,12 @@ def test_a_decoder(tmp_path: Path, side: str, pad_token: str | None) -> None:
             )
         ).save_pretrained(tmp_path)
     model = load_model(str(tmp_path), None, "float32", "cpu")
-    items = items_of(TEXTS)
-    RawTokenizer(model, RawSettings()).tokenize(items)
+    texts = texts_of(TEXTS)
+    RawTokenizer(model, RawSettings()).tokenize(texts)
     raw, predict = RawPath(model, RawSettings()), PredictPath(model, PredictSettings())
     assert raw.can_batch is predict.can_batch is (pad_token is not None)
     batches = at_random(TEXTS) if pad_token else one_by_one(TEXTS)
-    seen, other = raw.observe(items, batches), predict.observe(items, batches)
+    seen, other = raw.observe(texts, batches), predict.observe(texts, batches)
     assert seen.errors == other.errors == [None] * len(TEXTS)
     np.testing.assert_allclose(seen.logits, other.logits, rtol=0, atol=1e-5)
     said, classify = answers(other), stock(tmp_path, POSITIONS)
@@ -316,18 +318,16 @@ def test_a_decoder(tmp_path: Path, side: str, pad_token: str | None) -> None:
 
 
 def test_cls_is_the_first_token_also_behind_padding_on_the_left(case: Cases, tmp_path: Path) -> None:
-    this = case("bert", "three")
-    model = load_model(str(this.folder), None, "float32", "cpu")
-    right, left = RawPath(model, RawSettings(publish_cls=True)), RawPath(model, RawSettings(publish_cls=True))
-    left._left = True
-    rows = sorted(range(len(TEXTS)), key=lambda row: this.lengths[row])[-3:]
-    items = [this.items[row] for row in rows]
-    inputs = left._collate([this.items[0], *items], 0)
-    firsts = inputs["attention_mask"].argmax(dim=1)
-    assert inputs["input_ids"][torch.arange(4), firsts].tolist() == [2] * 4  # [CLS]
-    (_, cls), *_ = right.forward(items)
-    (_, other), *_ = left.forward(items)  # of equal length: no padding, so the side makes no difference
-    np.testing.assert_array_equal(cls, other)
+    """DeBERTa's positions are relative, so padding on the left moves no logits either."""
+    this = case("deberta-v2", "three")
+    shutil.copytree(this.folder, tmp_path, dirs_exist_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(this.folder)
+    tokenizer.padding_side = "left"
+    tokenizer.save_pretrained(tmp_path)
+    path = RawPath(load_model(str(tmp_path), None, "float32", "cpu"), RawSettings(publish_cls=True))
+    seen = path.observe(this.texts, all_at_once(TEXTS))
+    assert seen.cls is not None
+    np.testing.assert_allclose(seen.cls, [plain.cls for plain in this.plain], rtol=0, atol=1e-5)
 
 
 def test_a_model_without_any_limit(tmp_path: Path) -> None:
@@ -337,10 +337,10 @@ def test_a_model_without_any_limit(tmp_path: Path) -> None:
     ).save_pretrained(tmp_path)
     model = load_model(str(tmp_path), None, "float32", "cpu")
     assert model.max_tokens == UNLIMITED
-    items = items_of(["short", "long " * 300])
-    RawTokenizer(model, RawSettings()).tokenize(items)
-    seen = RawPath(model, RawSettings()).observe(items, [[0], [1]])
-    other = PredictPath(model, PredictSettings()).observe(items, [[0], [1]])
+    texts = texts_of(["short", "long " * 300])
+    RawTokenizer(model, RawSettings()).tokenize(texts)
+    seen = RawPath(model, RawSettings()).observe(texts, [[0], [1]])
+    other = PredictPath(model, PredictSettings()).observe(texts, [[0], [1]])
     assert seen.errors == other.errors == [None, None]
     assert len(seen.input_ids[1]) > 300
     assert seen.input_ids == other.input_ids

@@ -23,10 +23,11 @@ from twinlens.broker.client import new_admin, new_producer
 from twinlens.broker.snapshots import SnapshotWriter, read_last
 from twinlens.errors import AskUser, ReplaceReplica
 from twinlens.monitor import actor
-from twinlens.monitor.actor import Monitor, View
+from twinlens.monitor.actor import Monitor
 from twinlens.monitor.durability import new_state
-from twinlens.monitor.snapshot import HEADERS, Snapshot, encode, pack, unpack
+from twinlens.monitor.snapshot import HEADERS, Snapshot, pack, to_msgpack, unpack
 from twinlens.monitor.summary import Summary, summary
+from twinlens.monitor.view import View
 from twinlens.records import ComparisonRecord, Tally, decode_comparison
 from twinlens.records import encode as encode_record
 from twinlens.settings import Settings
@@ -299,7 +300,7 @@ def test_a_snapshot_that_cannot_be_used_is_none(new_settings: NewSettings, case:
         version=99 if case == "another version" else 1, state=new_state(settings), topic=settings.topics.comparisons,
         topic_id="that of a topic of this name that was deleted", positions={0: 5, 1: 5}, written_at_ms=1,
     )  # fmt: skip
-    write(settings, b"x" if case == "no snapshot at all" else pack(encode(other)))
+    write(settings, b"x" if case == "no snapshot at all" else pack(to_msgpack(other)))
     records = windows(settings, 0, 5)
     publish(settings, records)
     with capture_logs() as logs, running(settings) as monitor:

@@ -10,13 +10,14 @@ import pytest
 
 from tests.conftest import ModelFolder
 from tests.models import POSITIONS, demo_tweets
-from tests.observed import BROKEN, items_of
+from tests.observed import BROKEN, texts_of
 from twinlens.inference.model import load_model
 from twinlens.inference.noise import KEPT, NoiseFloor
 from twinlens.inference.observations import Observations, softmax
-from twinlens.inference.raw import RawPath, RawTokenizer
+from twinlens.inference.raw import ForwardPass, RawPath
+from twinlens.inference.tokenize import RawTokenizer
 from twinlens.settings import RawSettings
-from twinlens.window import Item
+from twinlens.text import Text
 
 
 class Bench:
@@ -25,18 +26,18 @@ class Bench:
     def __init__(self, model_folder: ModelFolder, dtype: str = "float32", head: str = "three", long: int = 0) -> None:
         self.model = load_model(str(model_folder("bert", head)), None, dtype, "cpu")
         self.path = RawPath(self.model, RawSettings())
-        self.items: list[Item] = items_of([*demo_tweets()[:24], *["never ending " * 100] * long])
-        RawTokenizer(self.model, RawSettings()).tokenize(self.items)
+        self.texts: list[Text] = texts_of([*demo_tweets()[:24], *["never ending " * 100] * long])
+        RawTokenizer(self.model, RawSettings()).tokenize(self.texts)
 
     def observe(self, size: int = 8) -> Observations:
-        rows = list(range(len(self.items)))
-        return self.path.observe(self.items, [rows[start : start + size] for start in range(0, len(rows), size)])
+        rows = list(range(len(self.texts)))
+        return self.path.observe(self.texts, [rows[start : start + size] for start in range(0, len(rows), size)])
 
 
 def measured(bench: Bench, seen: Observations, times: int = 6) -> NoiseFloor:
     noise = NoiseFloor(1.0, random.Random(5))
     for _ in range(times):
-        noise.maybe_measure(bench.path, bench.items, seen)
+        noise.maybe_measure(bench.path, bench.texts, seen)
     return noise
 
 
@@ -74,9 +75,9 @@ def test_batches_that_cannot_be_padded_further_are_made_smaller(model_folder: Mo
     seen.batch_of[seen.batch_of != full] = -1  # only this one can be chosen
     forward, passes = bench.path.forward, []
 
-    def note(items: list[Item], extra_padding: int = 0) -> Any:
-        passes.append((len(items), extra_padding))
-        return forward(items, extra_padding)
+    def note(texts: list[Text], extra_padding: int = 0) -> Any:
+        passes.append((len(texts), extra_padding))
+        return forward(texts, extra_padding)
 
     bench.path.forward = note  # type: ignore[assignment, method-assign]
     noise = measured(bench, seen, times=20)
@@ -90,8 +91,8 @@ def test_the_floor_is_the_difference_that_padding_makes(model_folder: ModelFolde
     seen = bench.observe(size=24)
     floor = measured(bench, seen, times=1).floor
     longest = seen.batches[0].padded_tokens
-    ascending = sorted(bench.items, key=lambda item: item.token_count)
-    near, far = (bench.path.forward(ascending, extra)[0][0] for extra in (0, min(8, POSITIONS - longest)))
+    ascending = sorted(bench.texts, key=lambda text: text.token_count)
+    near, far = (bench.path.forward(ascending, extra).logits for extra in (0, min(8, POSITIONS - longest)))
     assert floor == float(np.abs(softmax(near) - softmax(far)).max())
 
 
@@ -99,14 +100,14 @@ def test_only_the_latest_measurements_count(model_folder: ModelFolder) -> None:
     bench = Bench(model_folder)
     noise = NoiseFloor(1.0, random.Random(5))
     bench.model.model.train()
-    noise.maybe_measure(bench.path, bench.items, bench.observe(size=4))
+    noise.maybe_measure(bench.path, bench.texts, bench.observe(size=4))
     high = noise.floor
     bench.model.model.eval()
     seen = bench.observe(size=4)
     for _ in range(KEPT - 1):
-        noise.maybe_measure(bench.path, bench.items, seen)
+        noise.maybe_measure(bench.path, bench.texts, seen)
     assert noise.floor == high
-    noise.maybe_measure(bench.path, bench.items, seen)
+    noise.maybe_measure(bench.path, bench.texts, seen)
     assert noise.floor < high
 
 
@@ -116,15 +117,15 @@ def test_a_share_of_the_windows_is_measured(model_folder: ModelFolder, share: fl
     seen = bench.observe()
     passes = 0
 
-    def count(items: list[Item], extra_padding: int = 0) -> tuple[tuple[np.ndarray, None], int, float]:
+    def count(texts: list[Text], extra_padding: int = 0) -> ForwardPass:
         nonlocal passes
         passes += 1
-        return (np.zeros((len(items), 3), np.float32), None), 10, 0.0
+        return ForwardPass(np.zeros((len(texts), 3), np.float32), None, 10, 0.0)
 
     bench.path.forward = count  # type: ignore[assignment, method-assign]
     noise = NoiseFloor(share, random.Random(5))
     for _ in range(200):
-        noise.maybe_measure(bench.path, bench.items, seen)
+        noise.maybe_measure(bench.path, bench.texts, seen)
     assert passes / 3 == pytest.approx(times, rel=0.3)
 
 

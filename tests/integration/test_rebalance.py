@@ -10,7 +10,7 @@ import pytest
 from kafka.coordinator.consumer import ConsumerCoordinator
 
 from tests.conftest import ModelFolder
-from tests.integration.helpers import committed, lines, produce, running_replica, wait_until
+from tests.integration.helpers import assigned, committed, lines, produce, running_replica, wait_until
 from twinlens.audit import audit
 from twinlens.broker.client import new_admin
 from twinlens.broker.intake import POLL_MS
@@ -30,7 +30,7 @@ class Callbacks:
 
     def __init__(self, replica: Replica) -> None:
         self.seen: list[tuple[str, list[int]]] = []
-        intake: Any = replica._intake
+        intake: Any = replica.parts.intake
         for name in ("on_partitions_assigned", "on_partitions_revoked", "on_partitions_lost"):
             setattr(intake, name, self._recording(name.removeprefix("on_partitions_"), getattr(intake, name)))
 
@@ -55,12 +55,12 @@ def test_a_second_member_takes_half_and_the_other_half_never_pauses(settings: Se
         callbacks = Callbacks(first)
         wait_until(lambda: committed(settings, first) > 0, "the first commit")
         with running_replica(settings, "second") as second:
-            wait_until(lambda: len(second._intake._positions.epochs) == 2, "the second has two partitions")
-            moved, stayed = set(second._intake._positions.epochs), set(first._intake._positions.epochs)
+            wait_until(lambda: len(assigned(second)) == 2, "the second has two partitions")
+            moved, stayed = assigned(second), assigned(first)
             sent += feed(settings, 1000)
             wait_until(lambda: committed(settings, first) >= sent, "all committed")
-            assert {first._backlog.epoch(partition) for partition in stayed} == {0}, "nothing of them was dropped"
-        wait_until(lambda: len(first._intake._positions.epochs) == 4, "the first has all of them again")
+            assert {first.parts.backlog.epoch(partition) for partition in stayed} == {0}, "nothing of them was dropped"
+        wait_until(lambda: len(assigned(first)) == 4, "the first has all of them again")
         sent += feed(settings, 200)
         wait_until(lambda: committed(settings, first) >= sent, "all committed")
     assert len(stayed) == 2
@@ -85,25 +85,25 @@ def test_partitions_that_are_added_are_read_however_long_the_group_takes(
 
     monkeypatch.setattr(ConsumerCoordinator, "_do_join_and_sync_async", slow_join)
     with running_replica(settings, "only") as replica, closing(new_admin(settings.kafka)) as admin:
-        wait_until(lambda: len(replica._intake._positions.epochs) == 4, "the partitions there are")
+        wait_until(lambda: len(assigned(replica)) == 4, "the partitions there are")
         admin.create_partitions({settings.topics.input: 6})
-        replica._intake._consumer._client.cluster.request_update()
-        wait_until(lambda: len(replica._intake._positions.epochs) == 6, "those that were added, too")
+        replica.parts.intake.consumer._client.cluster.request_update()
+        wait_until(lambda: len(assigned(replica)) == 6, "those that were added, too")
 
 
 def test_a_static_member_that_restarts_gets_its_partitions_without_a_rebalance(settings: Settings) -> None:
     with running_replica(settings, "other", "member-1") as other:
         with running_replica(settings, "first", "member-0") as first:
             wait_until(
-                lambda: len(first._intake._positions.epochs) == len(other._intake._positions.epochs) == 2,
+                lambda: len(assigned(first)) == len(assigned(other)) == 2,
                 "two partitions each",
             )
-            own = set(first._intake._positions.epochs)
+            own = assigned(first)
             callbacks = Callbacks(other)
             sent = feed(settings, 400)
             wait_until(lambda: committed(settings, first) >= sent, "all committed")
         with running_replica(settings, "again", "member-0") as again:
-            wait_until(lambda: set(again._intake._positions.epochs) == own, "the same partitions", 5.5)
+            wait_until(lambda: assigned(again) == own, "the same partitions", 5.5)
             sent += feed(settings, 400)
             wait_until(lambda: committed(settings, again) >= sent, "all committed")
             assert callbacks.seen == []

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import ModelFolder
-from tests.integration.helpers import committed, lines, produce, running_replica, wait_until
+from tests.integration.helpers import assigned, committed, lines, produce, running_replica, wait_until
 from twinlens.audit import Report, audit
 from twinlens.broker import topics
-from twinlens.broker.recovery import Recovery, transactional_id
+from twinlens.broker.publisher import TransactionalPublisher
+from twinlens.broker.recovery import Recovery
 from twinlens.settings import Settings
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
@@ -124,12 +125,11 @@ def test_a_living_replica_is_never_fenced(kafka: str, model_folder: ModelFolder)
     """Two replicas at work while somebody looks for the dead all the time: no window is aborted."""
     settings = Settings.load(new_args(kafka, model_folder()))
     with running_replica(settings, "first") as first, running_replica(settings, "second") as second:
-        wait_until(
-            lambda: bool(first._intake._positions.epochs and second._intake._positions.epochs), "both have partitions"
-        )
+        wait_until(lambda: bool(assigned(first) and assigned(second)), "both have partitions")
         total = produce(settings, [(str(i).encode(), line, []) for i, line in enumerate(lines(2000))])
-        watcher = Recovery(settings.kafka, settings.group_id, transactional_id(settings.group_id, "first", "0" * 8))
-        watcher._own_id = first._publisher._transactional_id  # type: ignore[attr-defined]
+        publisher = first.parts.publisher
+        assert isinstance(publisher, TransactionalPublisher)
+        watcher = Recovery(settings.kafka, settings.group_id, publisher.transactional_id)
         fenced = []
         while committed(settings, first) < total:
             fenced += watcher.fence_the_dead()

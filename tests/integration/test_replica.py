@@ -23,11 +23,11 @@ from tests.integration.helpers import (
 )
 from twinlens import records
 from twinlens.audit import audit
-from twinlens.inference.batching import Reason
 from twinlens.inference.report import WindowReport
 from twinlens.monitor.divergence import State
 from twinlens.monitor.statistics import RateDetector
-from twinlens.settings import DEMO_MODEL, PredictSettings, Settings
+from twinlens.settings import DEMO_MODEL, IntakeSettings, PredictSettings, Settings
+from twinlens.window import Item, Reason
 
 NewSettings = Callable[..., Settings]
 TRACE = ("traceparent", b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
@@ -167,7 +167,6 @@ def test_a_tombstone_without_a_key_is_a_dead_letter_too(new_settings: NewSetting
     # Kafka's producers refuse a record with neither key nor value, other clients' records can have neither.
     from twinlens.errors import RefusalReason, RefuseRecord
     from twinlens.inference.outputs import OutputWriter
-    from twinlens.window import Item
 
     settings = new_settings()
     refusal = RefuseRecord(RefusalReason.TOMBSTONE, "null")
@@ -268,19 +267,23 @@ def test_limits_change_while_it_runs_and_no_record_is_dropped(new_settings: NewS
         assert max(batch.size for batch in batches[first:]) == 5
 
 
-def test_reconfigure_changes_the_pipeline_from_the_next_window_on(new_settings: NewSettings) -> None:
+def test_reconfigure_changes_the_pipeline_from_the_next_window_on(
+    new_settings: NewSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The change comes while compute waits for that window."""
     settings = new_settings()
     changes: list[PredictSettings] = []
     with running_replica(settings) as replica:
-        take = replica._take
+        waiting = replica.parts.backlog
+        candidates = waiting.candidates
 
-        def change_and_take(candidates: Any) -> int:
-            if changes:
+        def look_and_change(max_items: int, timeout_s: float) -> list[Item]:
+            found = candidates(max_items, timeout_s)
+            if changes and found:
                 replica.reconfigure(settings.batching, settings.raw, changes.pop())
-            return take(candidates)
+            return found
 
-        replica._take = change_and_take  # type: ignore[method-assign]
+        monkeypatch.setattr(waiting, "candidates", look_and_change)
         first = produce(settings, [(None, line, []) for line in lines(100)])
         wait_until(lambda: committed(settings, replica) >= first, "the first half")
         changes.append(settings.predict.model_copy(update={"max_length": 8}))
@@ -376,7 +379,7 @@ def test_a_call_to_kafka_that_does_not_return_fails_the_health_check(
 
     with running_replica(new_settings(output={"commit_deadline_s": 5})) as replica:
         replica.check_health()
-        monkeypatch.setattr(type(replica._publisher), "busy_s", property(lambda _: 6.0))
+        monkeypatch.setattr(type(replica.parts.publisher), "busy_s", property(lambda _: 6.0))
         with pytest.raises(ReplaceReplica, match="6 s"):
             replica.check_health()
 
@@ -386,7 +389,7 @@ def test_windows_that_can_never_be_committed_end_the_replica(
 ) -> None:
     from twinlens.broker.publisher import TransactionalPublisher
     from twinlens.errors import RedoWindow
-    from twinlens.inference import replica as module
+    from twinlens.inference import publishing as module
 
     def never(*_: Any) -> None:
         raise RedoWindow("not authorized")
@@ -399,19 +402,15 @@ def test_windows_that_can_never_be_committed_end_the_replica(
         wait_until(lambda: is_unwell(replica), "the health check fails")
 
 
-def test_a_header_without_a_value_passes(new_settings: NewSettings) -> None:
+def test_a_header_without_a_value_passes() -> None:
     from types import SimpleNamespace
 
-    from twinlens.inference.decoder import Decoder
-
-    class NoTokens:
-        def tokenize(self, items: Any) -> None:
-            pass
+    from twinlens.inference.decode import Decoder
 
     record = SimpleNamespace(
         topic="t", partition=0, offset=0, timestamp=0, key=None, value=b"{}", headers=[("h", None)]
     )
-    (item,) = Decoder(new_settings(), NoTokens())([record])  # type: ignore[arg-type]
+    (item,) = Decoder(IntakeSettings(), lambda _: None)([record])
     assert item.headers == [("h", b"")]
 
 

@@ -22,9 +22,10 @@ from twinlens.broker.lag import LagProbe
 from twinlens.broker.oauth import token_provider
 from twinlens.broker.publisher import AtLeastOncePublisher, OutgoingRecord, SourceOffset, TransactionalPublisher
 from twinlens.broker.replay import Replay
+from twinlens.clock import now_ms
 from twinlens.errors import AskUser, ReplaceReplica
-from twinlens.inference.replica import Replica
-from twinlens.monitor.actor import Monitor, now_ms
+from twinlens.inference.replica import new_replica
+from twinlens.monitor.actor import Monitor
 from twinlens.monitor.summary import ALL
 from twinlens.settings import Settings
 
@@ -144,7 +145,7 @@ def test_the_application_and_each_command_need_no_more_than_documented(secure: S
 
 
 def as_application(settings: Settings) -> None:
-    Replica(settings, "denied")
+    new_replica(settings, "denied")
 
 
 def as_topics_create(settings: Settings) -> None:
@@ -196,7 +197,7 @@ def test_all_topics_that_are_denied_are_named_at_once(secure: SecureKafka, setti
         for name in (settings.topics.logits, settings.topics.dlq, INPUT)
     )
     with secure.allowing(rights("application", without=(logits, dlq, input_))), pytest.raises(AskUser) as caught:
-        Replica(settings, "denied")
+        new_replica(settings, "denied")
     assert f"Read on the topic {INPUT}, and Write on the topics {logits.name}, {dlq.name}; grant" in str(caught.value)
 
 

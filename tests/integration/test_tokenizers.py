@@ -6,17 +6,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from transformers import AutoTokenizer
 
 from tests.conftest import ModelFolder
-from tests.observed import items_of
-from twinlens.inference import raw
-from twinlens.inference.model import load_model
-from twinlens.inference.predict import PredictPath
-from twinlens.inference.raw import RawPath, RawTokenizer
+from tests.observed import texts_of
+from twinlens.inference import tokenize
+from twinlens.inference.model import LoadedModel, load_model
+from twinlens.inference.predict import ObservedPipeline, PredictPath
+from twinlens.inference.tokenize import RawTokenizer
 from twinlens.settings import PredictSettings, RawSettings
 
 LONG = "word " * 100
@@ -68,16 +68,16 @@ def test_the_paths_keep_their_lengths_side_by_side(model_folder: ModelFolder) ->
 
     def intake() -> None:
         while not stop.is_set():
-            items = items_of([LONG, "short", LONG])
-            tokenizer.tokenize(items)
-            lengths.update(item.token_count for item in items if item.text == LONG)
-            errors.extend(item.token_error for item in items if item.token_error)
+            texts = texts_of([LONG, "short", LONG])
+            tokenizer.tokenize(texts)
+            lengths.update(text.token_count for text in texts if text.content == LONG)
+            errors.extend(text.token_error for text in texts if text.token_error)
 
     thread = threading.Thread(target=intake, daemon=True)
     thread.start()
     try:
         for _ in range(150):
-            seen = path.observe(items_of([LONG, LONG]), [[0, 1]])
+            seen = path.observe(texts_of([LONG, LONG]), [[0, 1]])
             assert [len(ids) for ids in seen.input_ids] == [32, 32]
             assert seen.truncated.all()
             assert not seen.failed.any()
@@ -88,33 +88,58 @@ def test_the_paths_keep_their_lengths_side_by_side(model_folder: ModelFolder) ->
     assert errors == []
 
 
-def test_no_two_users_share_a_tokenizer(model_folder: ModelFolder) -> None:
-    model = load_model(str(model_folder("bert", "three")), None, "float32", "cpu")
-    path = PredictPath(model, PredictSettings(), lanes=2)
-    tokenizers = [RawTokenizer(model, RawSettings())._tokenizer, *(each.tokenizer for each in path._pipelines)]
-    path.reconfigure(PredictSettings(max_length=8))
-    tokenizers += [each.tokenizer for each in path._pipelines]
-    assert len({id(tokenizer) for tokenizer in tokenizers}) == 5
-    assert len({id(tokenizer.backend_tokenizer) for tokenizer in tokenizers}) == 5
-    assert path._pipelines[0].model is RawPath(model, RawSettings())._model  # the weights they share
+class Watched(LoadedModel):
+    """Keeps the tokenizers it gives out, and the texts of each of their calls."""
+
+    made: ClassVar[list[Any]]
+    calls: ClassVar[list[list[str]]]
+
+    def new_tokenizer(self) -> Any:
+        tokenizer, calls = super().new_tokenizer(), self.calls
+        stock = type(tokenizer)
+
+        class WatchedTokenizer(stock):  # type: ignore[misc, valid-type]
+            def __call__(self, text: Any, **arguments: Any) -> Any:
+                calls.append([text] if isinstance(text, str) else list(text))
+                return super().__call__(text, **arguments)
+
+        tokenizer.__class__ = WatchedTokenizer
+        self.made.append(tokenizer)
+        return tokenizer
 
 
-def test_long_texts_are_tokenized_in_several_calls(model_folder: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def watched(model_folder: ModelFolder) -> Watched:
+    Watched.made, Watched.calls = [], []
+    return Watched(**vars(load_model(str(model_folder("bert", "three")), None, "float32", "cpu")))
+
+
+def test_no_two_users_share_a_tokenizer(watched: Watched) -> None:
+    RawTokenizer(watched, RawSettings())
+    PredictPath(watched, PredictSettings(), lanes=2).reconfigure(PredictSettings(max_length=8))
+    assert len(watched.made) == 5
+    assert len({id(tokenizer) for tokenizer in watched.made}) == 5
+    assert len({id(tokenizer.backend_tokenizer) for tokenizer in watched.made}) == 5
+
+
+def test_long_texts_are_tokenized_in_several_calls(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the tokenizer cuts off stays in memory until its call is over."""
-    tokenizer = RawTokenizer(load_model(str(model_folder()), None, "float32", "cpu"), RawSettings())
-    texts = ["a", "", LONG, LONG, "b", "c " * 50, "d", ""]
-    whole, parts = items_of(texts), items_of(texts)
+    tokenizer = RawTokenizer(watched, RawSettings())
+    contents = ["a", "", LONG, LONG, "b", "c " * 50, "d", ""]
+    whole, parts = texts_of(contents), texts_of(contents)
     tokenizer.tokenize(whole)
-    monkeypatch.setattr(raw, "MAX_CHARS", 101)
-    assert raw._calls(parts) == [[0, 1], [2], [3], [4, 5], [6, 7]]
+    watched.calls.clear()
+    monkeypatch.setattr(tokenize, "MAX_CHARS", 101)
     tokenizer.tokenize(parts)
-    assert [(item.inputs, item.cut_tokens) for item in parts] == [(item.inputs, item.cut_tokens) for item in whole]
+    assert watched.calls == [["a", ""], [LONG], [LONG], ["b", "c " * 50], ["d", ""]]
+    assert [(text.inputs, text.cut_tokens) for text in parts] == [(text.inputs, text.cut_tokens) for text in whole]
     assert whole[2].cut_tokens > 0
 
 
 def test_the_pipeline_does_not_hold_what_was_cut_off(model_folder: ModelFolder) -> None:
-    path = PredictPath(load_model(str(model_folder()), None, "float32", "cpu"), PredictSettings())
-    encoded = path._pipelines[0].preprocess(LONG, truncation=True, max_length=8)
+    model = load_model(str(model_folder()), None, "float32", "cpu")
+    observed = ObservedPipeline(model=model.model, tokenizer=model.new_tokenizer())
+    encoded = observed.preprocess(LONG, truncation=True, max_length=8)
     assert encoded.encodings is None
-    assert path._pipelines[0].seen[0]["truncated"]
+    assert observed.seen[0]["truncated"]
     assert encoded["input_ids"].shape == (1, 8)

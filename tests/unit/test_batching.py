@@ -13,7 +13,6 @@ from twinlens.inference.batching import (
     MAX_FIXED_SHARE,
     Forward,
     Limits,
-    Reason,
     WindowSeconds,
     predicted_cost,
     split,
@@ -21,6 +20,7 @@ from twinlens.inference.batching import (
     window_size,
 )
 from twinlens.inference.cost import CostModel
+from twinlens.window import Reason
 
 Batches = list[list[int]]
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from kafka import TopicPartition
 from rich.console import Console
 
-from twinlens.broker.deadletters import REPLAYED_FROM, DeadLetter, letter_of, overview
 from twinlens.broker.replay import Outcome, batch_of
 from twinlens.cli.letters import facts_of, json_of, printable, readable, readable_value, table_of
+from twinlens.deadletter import REPLAYED_FROM, DeadLetter, letter_of, overview
 from twinlens.errors import RefusalReason, RefuseRecord
 from twinlens.inference.outputs import OutputWriter
 from twinlens.settings import Settings

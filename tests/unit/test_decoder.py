@@ -11,20 +11,18 @@ from typing import Any
 
 import pytest
 
-from twinlens.inference.decoder import Decoder
-from twinlens.settings import Settings
-from twinlens.window import Item
+from twinlens.inference.decode import Decoder
+from twinlens.settings import IntakeSettings, RawSettings
+from twinlens.text import Text
 
 COUNT = 10
 
 
-class Tokenizer:
+def tokenize(texts: Sequence[Text]) -> None:
     """Gives each text as many tokens as it has words, none of which is an int that Python shares."""
-
-    def tokenize(self, items: Sequence[Item]) -> None:
-        for item in items:
-            words = item.text.count(" ")
-            item.inputs = {"input_ids": [10_000 + n for n in range(words)], "token_type_ids": [0] * words}
+    for text in texts:
+        words = text.content.count(" ")
+        text.inputs = {"input_ids": [10_000 + n for n in range(words)], "token_type_ids": [0] * words}
 
 
 def record(value: bytes, key: bytes | None = None, headers: Any = ()) -> Any:
@@ -49,7 +47,7 @@ def with_text(text: str) -> bytes:
     ],
 )
 def test_a_record_counts_for_about_the_memory_it_takes(make: Callable[[], Any], about: int) -> None:
-    decoder = Decoder(Settings.load({}), Tokenizer())  # type: ignore[arg-type]
+    decoder = Decoder(IntakeSettings(), tokenize)
     decoder([make()])
     tracemalloc.start()
     try:
@@ -64,19 +62,16 @@ def test_a_record_counts_for_about_the_memory_it_takes(make: Callable[[], Any], 
 
 
 def test_a_tokenizers_error_holds_no_text() -> None:
-    from twinlens.inference.raw import RawTokenizer
+    from twinlens.inference.tokenize import RawTokenizer
 
-    class Broken(RawTokenizer):
-        def __init__(self) -> None:
-            self._arguments = {}
+    def broken(texts: list[str], **_: Any) -> Any:
+        try:
+            raise KeyError("inner")
+        except KeyError as error:
+            raise ValueError("cannot tokenize") from error
 
-        def _tokenizer(self, texts: list[str], **_: Any) -> Any:
-            try:
-                raise KeyError("inner")
-            except KeyError as error:
-                raise ValueError("cannot tokenize") from error
-
-    (item,) = Decoder(Settings.load({}), Broken())([record(with_text("a"))])
-    error = item.token_error
+    model: Any = SimpleNamespace(new_tokenizer=lambda: broken, max_tokens=8)
+    (item,) = Decoder(IntakeSettings(), RawTokenizer(model, RawSettings()).tokenize)([record(with_text("a"))])
+    error = item.text.token_error
     assert isinstance(error, ValueError)
     assert (error.__traceback__, error.__context__, error.__cause__) == (None, None, None)

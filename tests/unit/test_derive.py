@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.observed import BROKEN, item, items_of, observed
-from twinlens.inference.batching import Reason
+from tests.observed import BROKEN, DISPATCH, item, items_of, observed
 from twinlens.inference.compare import compare
 from twinlens.inference.counting import ComparedWindow
-from twinlens.inference.derive import derive, sampled
+from twinlens.inference.derive import derive
 from twinlens.inference.observations import Batch
 from twinlens.inference.outputs import OutputWriter
-from twinlens.inference.report import Dispatch
+from twinlens.inference.sampling import sampled
 from twinlens.monitor.statistics import confidence_sequence
 from twinlens.records import (
+    Cause,
     PredictionMode,
     PredictionRecord,
     Tally,
@@ -121,10 +121,9 @@ def audited_window(top_k: int | None = None) -> ComparedWindow:
         columns[3:] = np.nan
     predict.top[3:] = predict.batch_of[3:] = -1
     derive(raw, predict, np.array([3, 4, 5]))
-    window = Window(1, tweets, {("tweets", 0): 0, ("tweets", 1): 0})
-    return ComparedWindow(
-        window, raw, predict, compare(raw, predict, 1.0), 0.1, Dispatch(Reason.DRAINED, 0.0, 0.0, 1.0, 0.0, 0.0), {}
-    )
+    window = Window(1, tweets, {("tweets", 0): 0, ("tweets", 1): 0}, DISPATCH)
+    comparison = compare(raw, predict, 1.0)
+    return ComparedWindow(window, raw, predict, comparison, {1: Cause.POST_PROCESSING}, 0.1, {})
 
 
 def predictions(done: ComparedWindow) -> list[PredictionRecord]:

@@ -13,7 +13,8 @@ from kafka.producer.record_accumulator import RecordAccumulator
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
 from twinlens.broker import recordbatch
-from twinlens.broker.recordbatch import BatchFuture, OutgoingRecord
+from twinlens.broker.recordbatch import BatchFuture
+from twinlens.window import OutgoingRecord
 
 TOPIC = "tweets.logits"
 payloads = st.binary(max_size=300)
@@ -24,7 +25,7 @@ records = st.builds(
 
 
 class Producer:
-    """What `recordbatch._batches` asks of a producer."""
+    """What `recordbatch.batches` asks of a producer."""
 
     def __init__(self) -> None:
         self._accumulator = self
@@ -35,7 +36,7 @@ class Producer:
 
 def built(window: list[OutgoingRecord], batch_size: int = 1_000_000) -> list[Any]:
     producer: Any = Producer()
-    batches = list(recordbatch._batches(producer, TopicPartition(TOPIC, 1), window, batch_size))
+    batches = list(recordbatch.batches(producer, TopicPartition(TOPIC, 1), window, batch_size))
     for batch in batches:
         batch.records.close()
     return batches
@@ -81,7 +82,7 @@ def split(accumulator: RecordAccumulator, batch: Any) -> list[Any]:
 def test_a_batch_that_was_split_is_there_when_all_its_parts_are() -> None:
     window = [OutgoingRecord(TOPIC, 1, None, b"%d" % number, []) for number in range(4)]
     producer: Any = Producer()
-    (batch,) = recordbatch._batches(producer, TopicPartition(TOPIC, 1), window, 1_000)
+    (batch,) = recordbatch.batches(producer, TopicPartition(TOPIC, 1), window, 1_000)
     future, accumulator = BatchFuture(batch), RecordAccumulator()
     first, second = split(accumulator, batch)
     assert batch.produce_future.wait(0)  # who waits for it is woken: nothing else will happen to it
@@ -97,7 +98,7 @@ def test_a_batch_that_was_split_is_there_when_all_its_parts_are() -> None:
 def test_a_part_that_failed_fails_the_batch() -> None:
     window = [OutgoingRecord(TOPIC, 1, None, b"%d" % number, []) for number in range(4)]
     producer: Any = Producer()
-    (batch,) = recordbatch._batches(producer, TopicPartition(TOPIC, 1), window, 1_000)
+    (batch,) = recordbatch.batches(producer, TopicPartition(TOPIC, 1), window, 1_000)
     future = BatchFuture(batch)
     first, second = split(RecordAccumulator(), batch)
     first.complete(0, -1)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.observed import DISPATCH
 from twinlens.errors import AskUser, RefusalReason, RefuseRecord
-from twinlens.inference.refusals import RefusalLimit, Refusals, encode
+from twinlens.inference.refusals import RefusalLimit, Refusals, as_metadata
 from twinlens.settings import IntakeSettings
 from twinlens.window import Item, Window
 
@@ -23,7 +24,7 @@ def window(refused: list[bool], partition: int = 0, first_offset: int = 0) -> Wi
              refusal=RefuseRecord(RefusalReason.NOT_JSON, "") if bad else None)
         for i, bad in enumerate(refused)
     ]  # fmt: skip
-    return Window(1, items, {("tweets", partition): 0})
+    return Window(1, items, {("tweets", partition): 0}, DISPATCH)
 
 
 def limit(in_a_row: int | None = None, share: float | None = None) -> RefusalLimit:
@@ -57,7 +58,7 @@ def test_a_window_that_was_not_committed_is_not_counted() -> None:
 
 def test_the_next_owner_goes_on_from_the_committed_count() -> None:
     first, second = limit(in_a_row=3), limit(in_a_row=3)
-    second.resume(P0, encode(first.after(window([True] * 3))[P0]))
+    second.resume(P0, as_metadata(first.after(window([True] * 3))[P0]))
     with pytest.raises(AskUser):
         second.after(window([True], first_offset=3))
 
@@ -92,6 +93,7 @@ def test_where_windows_are_cut_changes_nothing(refused: list[bool], cuts: list[i
     expected = Refusals()
     for bad in refused:
         expected = expected.after(refused=bad)
-    assert whole._committed.get(P0, Refusals()) == expected
+    one_more = whole.after(window([True], first_offset=len(refused)))[P0]
+    assert one_more == expected.after(refused=True)
     assert 0.0 <= expected.share <= 1.0
-    assert msgspec.json.decode(encode(expected), type=Refusals) == expected
+    assert msgspec.json.decode(as_metadata(expected), type=Refusals) == expected

@@ -26,7 +26,7 @@ from tests.unit.test_divergence import (
     without_alerts,
 )
 from twinlens.monitor.divergence import BUCKET_MS, KEPT_MS, State
-from twinlens.monitor.snapshot import VERSION, Snapshot, encode, pack, unpack
+from twinlens.monitor.snapshot import VERSION, Snapshot, pack, to_msgpack, unpack
 from twinlens.monitor.statistics import RateDetector
 from twinlens.monitor.summary import summary
 from twinlens.records import ComparisonRecord, Tally
@@ -42,7 +42,7 @@ def snapshot_of(state: State, positions: dict[int, int] | None = None, **changes
 
 
 def stored(snapshot: Snapshot) -> Snapshot:
-    return unpack(pack(encode(snapshot)))
+    return unpack(pack(to_msgpack(snapshot)))
 
 
 class TestGoingOn:
@@ -109,7 +109,7 @@ class TestWhatCannotBeUsed:
 
     @given(st.binary(max_size=20), st.integers(0, 400))
     def test_is_a_value_error_whatever_is_broken(self, junk: bytes, at: int) -> None:
-        good = pack(encode(snapshot_of(folded([comparison()]))))
+        good = pack(to_msgpack(snapshot_of(folded([comparison()]))))
         broken = good[:at] + junk + good[at + len(junk) + 1 :]
         plain = zlib.decompress(good)
         for value in (broken, zlib.compress(plain[:at] + junk + plain[at + len(junk) + 1 :])):
@@ -117,7 +117,7 @@ class TestWhatCannotBeUsed:
                 assert isinstance(unpack(value), Snapshot)
 
     def test_another_version_says_so(self) -> None:
-        later = pack(encode(snapshot_of(new_state(), version=VERSION + 1)))
+        later = pack(to_msgpack(snapshot_of(new_state(), version=VERSION + 1)))
         with pytest.raises(ValueError, match=f"version {VERSION + 1}, not {VERSION}"):
             unpack(later)
 
@@ -169,7 +169,7 @@ def busy_hour(tweets_per_s: int, partitions: int, replicas: int) -> Sequence[Com
 def test_an_hour_of_a_busy_application_fits_in_a_record() -> None:
     state = folded(busy_hour(tweets_per_s=1_000, partitions=4, replicas=4))
     snapshot = snapshot_of(state)
-    value = pack(encode(snapshot))
+    value = pack(to_msgpack(snapshot))
     assert len(state.buckets) == KEPT_MS // BUCKET_MS + 1
     assert unpack(value) == snapshot
     assert len(value) < KafkaSettings().max_request_bytes // 2, f"{len(value):,} bytes"

@@ -7,11 +7,10 @@ import io
 from rich.console import Console
 
 from twinlens.dashboard.terminal import render
-from twinlens.monitor.actor import View
 from twinlens.monitor.divergence import Alert, State
-from twinlens.monitor.durability import SnapshotStatus
 from twinlens.monitor.statistics import RateDetector
 from twinlens.monitor.summary import summary
+from twinlens.monitor.view import SnapshotStatus, View
 from twinlens.records import (
     Cause,
     Certainty,

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.observed import item
+from tests.observed import DISPATCH, item
 from twinlens.window import Abandoned, Backlog, Item, Partition, Window
 
 DEADLINE_S = 20.0
@@ -42,7 +42,9 @@ def backlog(max_items: int = 1_000, max_bytes: int = 1_000_000) -> Backlog:
 
 
 def draw(waiting: Backlog, take: Callable[[list[Item]], int] = everything, max_items: int = 1_000) -> Window:
-    window = waiting.draw(take, max_items, DEADLINE_S)
+    """Decide as compute does: look, choose, draw."""
+    candidates = waiting.candidates(max_items, DEADLINE_S)
+    window = waiting.draw(candidates[: take(candidates)], DISPATCH)
     assert window is not None
     return window
 
@@ -71,26 +73,39 @@ class TestDraw:
         drawn = [offsets(draw(waiting, take=lambda _: 1))[0] for _ in range(8)]
         assert {partition for partition, _ in drawn[:4]} == {0, 1}
 
-    @pytest.mark.parametrize(("wish", "got"), [(-3, 1), (0, 1), (1, 1), (4, 4), (99, 6)])
-    def test_take_says_how_many_but_at_least_one(self, wish: int, got: int) -> None:
+    def test_no_more_candidates_than_the_maximum(self) -> None:
         waiting = backlog()
         waiting.fill(P0, 0, run(10))
-        assert len(draw(waiting, take=lambda _: wish, max_items=6).items) == got
+        assert len(waiting.candidates(7, DEADLINE_S)) == 7
 
-    def test_take_sees_no_more_than_the_maximum(self) -> None:
+    def test_candidates_stay_until_they_are_drawn(self) -> None:
         waiting = backlog()
-        waiting.fill(P0, 0, run(10))
-        seen: list[int] = []
+        waiting.fill(P0, 0, run(3))
+        assert waiting.candidates(10, DEADLINE_S) == waiting.candidates(10, DEADLINE_S)
+        assert waiting.items == 3
 
-        def take(candidates: list[Item]) -> int:
-            seen.append(len(candidates))
-            return 1
+    def test_the_decision_travels_with_the_window(self) -> None:
+        waiting = backlog()
+        waiting.fill(P0, 0, run(1))
+        assert draw(waiting).dispatch is DISPATCH
 
-        draw(waiting, take, max_items=7)
-        assert seen == [7]
+    def test_what_was_invalidated_while_compute_decided_is_not_drawn(self) -> None:
+        waiting = backlog()
+        waiting.fill(P0, 0, run(2, partition=P0))
+        waiting.fill(P1, 0, run(2, partition=P1, timestamp_ms=5))
+        candidates = waiting.candidates(10, DEADLINE_S)
+        waiting.invalidate([P0])
+        waiting.fill(P0, 1, run(2, partition=P0))  # the same offsets, read again
+        window = waiting.draw(candidates, DISPATCH)
+        assert window is not None
+        assert offsets(window) == [(1, 0), (1, 1)]
+        assert waiting.items == 2
+        assert waiting.draw(candidates, DISPATCH) is None
+        assert offsets(draw(waiting)) == [(0, 0), (0, 1)]
 
     def test_nothing_waits(self) -> None:
-        assert backlog().draw(everything, 10, timeout_s=0.0) is None
+        assert backlog().candidates(10, timeout_s=0.0) == []
+        assert backlog().draw([], DISPATCH) is None
 
     def test_a_closed_backlog_hands_out_what_it_has_and_then_returns_at_once(self) -> None:
         waiting = backlog()
@@ -98,7 +113,7 @@ class TestDraw:
         waiting.close()
         assert len(draw(waiting).items) == 2
         start = time.monotonic()
-        assert waiting.draw(everything, 10, DEADLINE_S) is None
+        assert waiting.candidates(10, DEADLINE_S) == []
         assert time.monotonic() - start < DEADLINE_S / 2
 
     def test_what_to_commit(self) -> None:
@@ -326,11 +341,11 @@ class TestThreads:
         waiting.close()
         awaiting.join()
 
-    def test_draw_wakes_up_when_closed(self) -> None:
+    def test_compute_wakes_up_when_closed(self) -> None:
         waiting = backlog()
-        drawing = Background(lambda: waiting.draw(everything, 10, DEADLINE_S))
+        drawing = Background(lambda: waiting.candidates(10, DEADLINE_S))
         waiting.close()
-        assert drawing.join() is None
+        assert drawing.join() == []
 
     @pytest.fixture
     def _eager_switches(self) -> Iterator[None]:
@@ -392,11 +407,11 @@ class Life(RuleBasedStateMachine):
             self.position[partition] += count
             self.waiting[partition].extend(read)
 
-    @rule(take=st.integers(-1, 15), max_items=st.integers(1, 12))
+    @rule(take=st.integers(1, 15), max_items=st.integers(1, 12))
     def draw(self, take: int, max_items: int) -> None:
         available = sum(map(len, self.waiting.values()))
         heads = {p: queue[0].timestamp_ms for p, queue in self.waiting.items() if queue}
-        window = self.backlog.draw(lambda _: take, max_items, 0.0)
+        window = self.backlog.draw(self.backlog.candidates(max_items, 0.0)[:take], DISPATCH)
         if not available:
             assert window is None
             return
@@ -411,7 +426,7 @@ class Life(RuleBasedStateMachine):
             assert not self.waiting[partition]  # the next partition starts when this one is empty
         share = self.bounds[1] // 4
         assert len(window.items) == 1 or window.size_bytes <= share
-        if len(window.items) < min(max(1, take), max_items, available):
+        if len(window.items) < min(take, max_items, available):
             heads_left = [queue[0] for queue in self.waiting.values() if queue]
             oldest = min(head.timestamp_ms for head in heads_left)
             following = list(self.waiting[runs[-1]])[:1] or [h for h in heads_left if h.timestamp_ms == oldest]
@@ -488,7 +503,7 @@ class Life(RuleBasedStateMachine):
         while any(self.waiting.values()):
             self.draw(take=5, max_items=12)
             self.nothing_is_handed_out_twice()
-        assert self.backlog.draw(everything, 1, 0.0) is None
+        assert self.backlog.candidates(1, 0.0) == []
 
 
 TestLife = Life.TestCase

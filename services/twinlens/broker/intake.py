@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from kafka import ConsumerGroupMetadata, ConsumerRebalanceListener, KafkaConsumer, TopicPartition
@@ -39,13 +39,15 @@ POLLS = 8  #: a poll may bring this part of `intake.max_buffered_bytes`
 MAX_PARTITION_FETCH_BYTES = 1024 * 1024
 MAX_HEARTBEAT_MS = 1_000  #: members hear of a rebalance with a heartbeat, so this is part of every hand-over
 
+T = TypeVar("T")
 Decode = Callable[[Sequence[Any]], list[Item]]  #: ConsumerRecords of one partition to items, in order
 
 
 class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
     """Feeds `backlog` from the input topic as a member of the consumer group.
 
-    `run` is the thread's body. On revocation, windows under way may finish for a third of the session timeout; what is
+    `run` is the thread's body. `consumer` and `positions` belong to that thread: others reach them through `errand`.
+    On revocation, windows under way may finish for a third of the session timeout; what is
     left of the revoked partitions is dropped uncommitted and read again by their next owner. `assigned` is called after
     partitions came, `resume` before the first records of each of them are handed over.
     """
@@ -75,7 +77,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         self._poll_bytes = settings.intake.max_buffered_bytes // POLLS
         self._poll_records = 1  # of the next poll; nothing is known of the records' size yet
         assignor = SoleOwnerAssignor()
-        self._consumer: KafkaConsumer = new_consumer(
+        self.consumer: KafkaConsumer = new_consumer(
             kafka,
             client_id=client_id,
             group_id=settings.group_id,
@@ -89,13 +91,13 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
             fetch_max_bytes=self._poll_bytes,
             max_partition_fetch_bytes=min(MAX_PARTITION_FETCH_BYTES, self._poll_bytes),
         )
-        self._membership = Membership(self._consumer, assignor)
-        self._positions = Positions(self._consumer, self._membership, backlog, resume)
-        self._meter = LagMeter(self._consumer, self._topic)
+        self._membership = Membership(self.consumer, assignor)
+        self.positions = Positions(self.consumer, self._membership, backlog, resume)
+        self._meter = LagMeter(self.consumer, self._topic)
 
     def run(self) -> None:
         """Poll until `stop`, then leave the group. AskUser when an ACL is missing."""
-        self._consumer.subscribe([self._topic], listener=self)
+        self.consumer.subscribe([self._topic], listener=self)
         try:
             with naming_denials(self._kafka, "Read", group=self._group_id):
                 while not self._stopping.is_set():
@@ -106,10 +108,10 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
                     self._run_errands()
                     if 0 < sum(map(len, polled.values())) < most:  # all that there was
                         self._backlog.await_draw(GATHER_S)
-                self._positions.later.clear()  # nothing is read any more
+                self.positions.later.clear()  # nothing is read any more
                 self._run_errands()  # what was published while the last poll ran
         finally:
-            self._consumer.close(autocommit=False, timeout_ms=5_000)
+            self.consumer.close(autocommit=False, timeout_ms=5_000)
 
     def stop(self) -> None:
         """Ask the thread to end; windows that were committed stay committed."""
@@ -119,18 +121,28 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         """As `Membership.metadata`. Read it before asking whether a window is still current."""
         return self._membership.metadata()
 
+    def errand(self, call: Callable[[], T]) -> Future[T]:
+        """Have the thread call this between two polls. It runs when the poll under way has ended."""
+        answer: Future[T] = Future()
+
+        def run() -> None:
+            if answer.set_running_or_notify_cancel():
+                answer.set_result(call())
+
+        self._errands.put(run)
+        return answer
+
     def read_again(self, abandoned: Mapping[Partition, Abandoned]) -> None:
         """Go back to the committed offsets; to the abandoned window's first ones where there is none yet."""
-        self._errands.put(partial(self._positions.read_again, abandoned))
+        self.errand(partial(self.positions.read_again, abandoned))
 
     def commit(self, window: Window, offsets: Mapping[Partition, SourceOffset]) -> None:
         """Commit a window's offsets outside a transaction (at-least-once delivery)."""
-        self._errands.put(partial(self._commit, window, offsets))
+        self.errand(partial(self._commit, window, offsets))
 
     def measure(self, timeout_s: float) -> AssignedLag | None:
         """The lag of the partitions assigned now; None when the thread does not know it within `timeout_s`."""
-        measured: Future[AssignedLag | None] = Future()
-        self._errands.put(partial(self._measure, measured))
+        measured = self.errand(lambda: self._meter.measure(time.monotonic()))
         try:
             return measured.result(timeout_s)
         except TimeoutError:
@@ -142,16 +154,16 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         self._membership.forget_answers()
         partitions = [_key(partition) for partition in assigned]
-        self._positions.assigned(partitions)
+        self.positions.assigned(partitions)
         self._membership.assigned()
         if partitions:
             self._assigned()
-        log.info("partitions assigned", partitions=sorted(p for _, p in self._positions.epochs))
+        log.info("partitions assigned", partitions=sorted(p for _, p in self.positions.epochs))
 
     def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         partitions = [_key(partition) for partition in revoked]
         finished = self._backlog.release(partitions, self._release_budget_s)
-        self._positions.removed(partitions)
+        self.positions.removed(partitions)
         if partitions:
             log.info("partitions revoked", partitions=sorted(p for _, p in partitions), windows_finished=finished)
 
@@ -159,33 +171,33 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         partitions = [_key(partition) for partition in lost]
         self._membership.lost(lost)
         self._backlog.invalidate(partitions)
-        self._positions.removed(partitions)
+        self.positions.removed(partitions)
         log.warning("partitions lost", partitions=sorted(p for _, p in partitions))
 
     def _poll(self) -> dict[TopicPartition, list[Any]]:
         """What passes by itself must not end the replica; what such a poll has taken with it is read again."""
         self._membership.keep_joining()
         try:
-            polled = dict(self._consumer.poll(POLL_MS, self._poll_records))
+            polled = dict(self.consumer.poll(POLL_MS, self._poll_records))
         except TRANSIENT as error:
             log.warning("poll failed, reading again from the committed offsets", error=repr(error))
-            self._positions.start_over()
+            self.positions.start_over()
             self._stopping.wait(POLL_MS / 1000)
             return {}
         if self._membership.replaced():
             log.warning("evicted, reading again from the committed offsets")
-            self._positions.start_over()
+            self.positions.start_over()
             self._membership.adopt()
             return {}
         return polled
 
     def _hand_over(self, polled: dict[TopicPartition, list[Any]]) -> None:
         # As of the poll: what is asked of the consumer below may change the assignment, and the positions with it.
-        epochs = dict(self._positions.epochs)
+        epochs = dict(self.positions.epochs)
         sizes = [0]
         for partition, records in polled.items():
             key = _key(partition)
-            if key in epochs and self._positions.begin(partition, epochs[key], records):
+            if key in epochs and self.positions.begin(partition, epochs[key], records):
                 items = self._decode(records)
                 self._backlog.fill(key, epochs[key], items)
                 sizes.extend(item.size_bytes for item in items)
@@ -193,17 +205,17 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
             self._poll_records = min(max(1, self._poll_bytes // largest_bytes), MAX_POLL_RECORDS)
 
     def _pause_or_resume(self) -> None:
-        paused = self._consumer.paused()
+        paused = self.consumer.paused()
         if self._backlog.full:
-            if running := self._consumer.assignment() - paused:
-                self._consumer.pause(*running)
+            if running := self.consumer.assignment() - paused:
+                self.consumer.pause(*running)
         elif paused:
-            self._consumer.resume(*paused)
+            self.consumer.resume(*paused)
 
     def _run_errands(self) -> None:
-        for errand in self._positions.later:
+        for errand in self.positions.later:
             self._errands.put(errand)
-        self._positions.later.clear()
+        self.positions.later.clear()
         while True:
             try:
                 errand = self._errands.get_nowait()
@@ -211,14 +223,10 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
                 return
             errand()
 
-    def _measure(self, measured: Future[AssignedLag | None]) -> None:
-        if measured.set_running_or_notify_cancel():
-            measured.set_result(self._meter.measure(time.monotonic()))
-
     def _commit(self, window: Window, offsets: Mapping[Partition, SourceOffset]) -> None:
         try:
             if self._backlog.current(window):
-                self._consumer.commit(
+                self.consumer.commit(
                     {TopicPartition(*p): OffsetAndMetadata(o.next_offset, o.metadata, -1) for p, o in offsets.items()},
                     timeout_ms=10_000,
                 )

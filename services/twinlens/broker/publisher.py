@@ -13,10 +13,10 @@ from kafka.errors import AuthorizationError, KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from twinlens.broker.client import close_producer, naming_denials, new_producer
-from twinlens.broker.recordbatch import BatchFuture, OutgoingRecord, send
+from twinlens.broker.recordbatch import BatchFuture, send
 from twinlens.errors import AskUser, RedoWindow, ReplaceReplica
 from twinlens.settings import Settings
-from twinlens.window import Partition
+from twinlens.window import OutgoingRecord, Partition
 
 log = structlog.get_logger(__name__)
 
@@ -94,8 +94,8 @@ class TransactionalPublisher(_Producing):
     def __init__(self, settings: Settings, transactional_id: str) -> None:
         super().__init__()
         self._settings = settings
-        self._transactional_id = transactional_id
-        self._producer = self._new_producer()
+        self.transactional_id = transactional_id
+        self.producer = self._new_producer()
 
     def publish(self, records: Sequence[OutgoingRecord], offsets: Offsets, claim: Claim) -> None:
         """Publish one window. Raises RedoWindow when nothing was published."""
@@ -117,16 +117,16 @@ class TransactionalPublisher(_Producing):
         """Steps 1 to 5. Returns the error after which the transaction was aborted."""
         futures: list[BatchFuture] = []
         try:
-            self._producer.begin_transaction()
-            futures = send(self._producer, records, self._batch_bytes)
+            self.producer.begin_transaction()
+            futures = send(self.producer, records, self._batch_bytes)
             metadata = claim()
             if metadata is None:
                 raise RedoWindow("its partitions were revoked")
-            self._producer.send_offsets_to_transaction(
+            self.producer.send_offsets_to_transaction(
                 {TopicPartition(*p): OffsetAndMetadata(o.next_offset, o.metadata, -1) for p, o in offsets.items()},
                 metadata,
             )
-            self._producer.flush()
+            self.producer.flush()
             for future in futures:
                 future.check()
         except (RedoWindow, ReplaceReplica, AuthorizationError) as error:
@@ -141,7 +141,7 @@ class TransactionalPublisher(_Producing):
     def _commit(self) -> None:
         """Step 6."""
         try:
-            self._producer.commit_transaction()
+            self.producer.commit_transaction()
         except AuthorizationError as error:
             self._abort(error)
             raise
@@ -150,20 +150,20 @@ class TransactionalPublisher(_Producing):
             raise RedoWindow(f"the commit did not come through: {error!r}") from error
 
     def close(self) -> None:
-        close_producer(self._producer, timeout_s=5)
+        close_producer(self.producer, timeout_s=5)
 
     def _abort(self, reason: Exception) -> None:
         log.warning("transaction aborted", reason=repr(reason))
-        close_producer(self._producer, timeout_s=0)
+        close_producer(self.producer, timeout_s=0)
         try:
-            self._producer = self._new_producer()
+            self.producer = self._new_producer()
         except (AskUser, KafkaError) as fatal:
             raise ReplaceReplica(f"no new producer could be made: {fatal}") from fatal
 
     def _new_producer(self) -> KafkaProducer:
         producer = new_producer(
             self._settings.kafka,
-            transactional_id=self._transactional_id,
+            transactional_id=self.transactional_id,
             transaction_timeout_ms=self._settings.kafka.transaction_timeout_ms,
             **_throughput(self._settings),
         )
@@ -177,7 +177,7 @@ class TransactionalPublisher(_Producing):
 
     def _naming_denials(self) -> AbstractContextManager[None]:
         settings = self._settings
-        return naming_denials(settings.kafka, "Write", group=settings.group_id, transactional_id=self._transactional_id)
+        return naming_denials(settings.kafka, "Write", group=settings.group_id, transactional_id=self.transactional_id)
 
 
 class AtLeastOncePublisher(_Producing):
@@ -189,7 +189,7 @@ class AtLeastOncePublisher(_Producing):
     def __init__(self, settings: Settings, client_id: str) -> None:
         super().__init__()
         self._kafka = settings.kafka
-        self._producer = new_producer(settings.kafka, client_id=client_id, **_throughput(settings))
+        self.producer = new_producer(settings.kafka, client_id=client_id, **_throughput(settings))
 
     def publish(self, records: Sequence[OutgoingRecord], offsets: Offsets, claim: Claim) -> None:
         """Publish one window and wait until every record is acknowledged. Raises RedoWindow when one was not."""
@@ -199,8 +199,8 @@ class AtLeastOncePublisher(_Producing):
             if claim() is None:
                 raise RedoWindow("its partitions were revoked")
             with naming_denials(self._kafka, "Write"):
-                futures = send(self._producer, records, self._batch_bytes)
-                self._producer.flush(timeout=60)
+                futures = send(self.producer, records, self._batch_bytes)
+                self.producer.flush(timeout=60)
                 for future in futures:
                     future.check()
         except KafkaError as error:
@@ -210,7 +210,7 @@ class AtLeastOncePublisher(_Producing):
             self._busy_since = None
 
     def close(self) -> None:
-        close_producer(self._producer, timeout_s=5)
+        close_producer(self.producer, timeout_s=5)
 
 
 def _throughput(settings: Settings) -> dict[str, Any]:

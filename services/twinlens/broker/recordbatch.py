@@ -12,31 +12,21 @@ names with an underscore are those of 3.0, to which the version is pinned.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from kafka import KafkaProducer, TopicPartition
 from kafka.errors import IllegalStateError, KafkaTimeoutError, MessageSizeTooLargeError
 from kafka.producer.producer_batch import ProducerBatch
 from kafka.record.memory_records import MemoryRecordsBuilder
 
+from twinlens.clock import now_ms
 from twinlens.errors import ReplaceReplica
-from twinlens.window import Headers
+from twinlens.window import OutgoingRecord
 
 MAGIC = 2
 HEADER_BYTES = 61  #: of a record batch
-
-
-class OutgoingRecord(NamedTuple):
-    """One record to publish. It has a key or a value."""
-
-    topic: str
-    partition: int
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
 
 
 class BatchFuture:
@@ -103,9 +93,9 @@ def send(producer: KafkaProducer, records: Sequence[OutgoingRecord], batch_bytes
         _begin(producer, where)
     futures = []
     for where, own in of_partition.items():
-        batches = list(_batches(producer, where, own, batch_bytes))
-        futures += [BatchFuture(batch) for batch in batches]
-        _enqueue(producer._accumulator, where, batches)
+        made = list(batches(producer, where, own, batch_bytes))
+        futures += [BatchFuture(batch) for batch in made]
+        _enqueue(producer._accumulator, where, made)
     producer._sender.wakeup()
     return futures
 
@@ -139,22 +129,23 @@ def _enqueue(accumulator: Any, where: TopicPartition, batches: Sequence[Producer
         accumulator._appends_in_progress.decrement()
 
 
-def _batches(
+def batches(
     producer: KafkaProducer, where: TopicPartition, records: Sequence[OutgoingRecord], batch_bytes: int
 ) -> Iterator[ProducerBatch]:
+    """Record batches of one partition's records, in order."""
     compression = producer._accumulator.config["compression_attrs"]
-    now_ms = time.time_ns() // 1_000_000
+    at_ms = now_ms()
     start = 0
     while start < len(records):
         builder = MemoryRecordsBuilder(MAGIC, compression, batch_bytes)
         batch = ProducerBatch(where, builder)
         first = records[start]
-        batch.try_append(now_ms, first.key, first.value, first.headers)
+        batch.try_append(at_ms, first.key, first.value, first.headers)
         _check_size(producer, where, builder.size_in_bytes())
         room = batch_bytes - builder.size_in_bytes()
         bodies = []
         for offset, record in enumerate(records[start + 1 :], 1):
-            body = encode(record, offset)
+            body = record_bytes(record, offset)
             _check_size(producer, where, HEADER_BYTES + len(body))
             room -= len(body)
             if room < 0:
@@ -185,7 +176,7 @@ def _extend(builder: MemoryRecordsBuilder, bodies: Sequence[bytes]) -> None:
     builder._next_offset += len(bodies)
 
 
-def encode(record: OutgoingRecord, offset: int) -> bytes:
+def record_bytes(record: OutgoingRecord, offset: int) -> bytes:
     """The record with its length before it, at `offset` in its batch, with the batch's first timestamp."""
     parts = [b"\0\0", _varint(offset)]  # no attributes; no milliseconds after the first timestamp
     for field in (record.key, record.value):

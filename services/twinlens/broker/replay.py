@@ -26,7 +26,7 @@ from kafka.errors import AuthorizationError, InvalidProducerEpochError, MessageS
 from kafka.structs import OffsetAndMetadata
 
 from twinlens.broker.client import KafkaError, asking_user, close_producer, new_consumer, new_producer
-from twinlens.broker.deadletters import REPLAYED_FROM, DeadLetter, letter_of
+from twinlens.deadletter import REPLAYED_FROM, DeadLetter, letter_of
 from twinlens.errors import AskUser
 from twinlens.settings import Settings
 

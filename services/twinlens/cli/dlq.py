@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from twinlens.broker import topics
-from twinlens.broker.deadletters import letter_at, overview, read_letters
+from twinlens.broker.deadletters import letter_at, read_letters
 from twinlens.broker.replay import Outcome, Replay
 from twinlens.cli.letters import by_reason, facts_of, json_of, readable_value, table_of
 from twinlens.cli.options import (
@@ -24,6 +24,7 @@ from twinlens.cli.options import (
     load_settings,
     terminate_like_ctrl_c,
 )
+from twinlens.deadletter import overview
 from twinlens.errors import AskUser, RefusalReason
 from twinlens.settings import Settings
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from twinlens.broker.deadletters import DeadLetter
+from twinlens.deadletter import DeadLetter
 
 DUMPED_BYTES = 256  #: of a value that is no text
 KEY_CHARS = 24  #: of a key in the list

@@ -16,8 +16,8 @@ from twinlens.audit import Report, audit
 from twinlens.broker.feed import feed, new_feed_producer
 from twinlens.dashboard.terminal import render
 from twinlens.errors import AskUser
-from twinlens.monitor.actor import View
 from twinlens.monitor.summary import ALL
+from twinlens.monitor.view import View
 from twinlens.settings import Settings
 from twinlens.threads import WatchedThread
 

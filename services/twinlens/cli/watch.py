@@ -17,7 +17,7 @@ from rich.live import Live
 from twinlens.cli.options import JsonOption
 from twinlens.dashboard.terminal import render
 from twinlens.errors import AskUser
-from twinlens.monitor.actor import View
+from twinlens.monitor.view import View
 
 
 def watch(

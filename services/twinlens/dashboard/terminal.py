@@ -11,8 +11,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from twinlens.monitor.actor import View
 from twinlens.monitor.summary import ALL, WindowSummary
+from twinlens.monitor.view import View
 from twinlens.records import DivergenceRecord, PathView
 
 RECENT_SHOWN = 6

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
 
 from twinlens.inference.cost import CostModel, Vector
+from twinlens.window import Reason
 
 MAX_FIXED_SHARE = 0.25  #: of a window worth drawing: fixed price of its passes, relative to all its seconds
 
@@ -94,15 +94,6 @@ def window_seconds(lengths: Sequence[int], forwards: Sequence[Forward]) -> Windo
         fixed += c0 * np.ceil(forward.share * np.cumsum(passes) - 1e-9)
         work += forward.share * np.cumsum(c1 * row + c2 * row**2)
     return WindowSeconds(fixed + work, fixed)
-
-
-class Reason(StrEnum):
-    """Why a window has the size that it has."""
-
-    DRAINED = "drained"  #: all that waited
-    FULL = "full"  #: as much as a window holds, in records or bytes
-    DEADLINE = "deadline"  #: as many as end within the latency objective of the oldest
-    BEHIND = "behind"  #: too few would end in time to be worth a window: as much as it holds, for the best throughput
 
 
 def window_size(seconds: WindowSeconds, budget_s: float) -> tuple[int, Reason]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from twinlens.inference.compare import Comparison
 from twinlens.inference.observations import Observations
-from twinlens.inference.report import Dispatch, PathWork
+from twinlens.inference.report import PathWork
 from twinlens.records import Cause, ComparisonRecord, Histogram, Tally
 from twinlens.sketch import histogram
 from twinlens.window import Item, Partition, Window
@@ -29,13 +29,13 @@ class ComparedWindow:
     raw: Observations
     predict: Observations
     comparison: Comparison
+    causes: dict[int, Cause]  #: by row, of every diverging tweet
     compute_s: float
-    dispatch: Dispatch
     paths: dict[str, PathWork]  #: by name, `raw` and `predict`
 
 
 def comparison_records(
-    done: ComparedWindow, causes: dict[int, Cause], *, application: str, replica: str, window: str, now_ms: int
+    done: ComparedWindow, *, application: str, replica: str, window: str, now_ms: int
 ) -> list[ComparisonRecord]:
     """One record per source partition. The first carries what belongs to the window as a whole."""
     items: dict[Partition, list[Item]] = {}
@@ -63,7 +63,7 @@ def comparison_records(
                 raw_model=done.raw.facts.model,
                 predict_model=done.predict.facts.model,
                 refused=_count(item.refusal.reason for item in held if item.refusal is not None),
-                causes=_count(causes[row] for row in rows[source] if row in causes),
+                causes=_count(done.causes[row] for row in rows[source] if row in done.causes),
                 latency_s=histogram([max(0, now_ms - item.timestamp_ms) / 1000 for item in held]),
                 score_delta=_score_deltas(done.comparison, rows[source]),
                 tolerance=done.comparison.tolerance,

@@ -1,4 +1,4 @@
-"""Bytes of a record to a tweet, or a named refusal. Pure.
+"""The first stage: a record to a tweet, or to a refusal with its reason. Pure.
 
 | value                                   | answer                                                   |
 |-----------------------------------------|----------------------------------------------------------|
@@ -18,13 +18,22 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
-from twinlens.errors import RefusalReason, RefuseRecord
+from twinlens.errors import RefusalReason, RefuseRecord, without_frames
 from twinlens.fields import field_at
 from twinlens.settings import IntakeSettings
+from twinlens.text import Text
+from twinlens.window import Item
+
+OBJECTS_BYTES = 1_000  #: of a record in hand: its Item, id, lists and the like
+TOKEN_BYTES = 44  #: of a token in hand: a Python int, and its places in the lists of ids and of type ids
+
+Tokenize = Callable[[Sequence[Text]], None]  #: fills in the tokens of each text
 
 
 class Tweet(NamedTuple):
@@ -101,3 +110,44 @@ def _decode_slowly(value: bytes) -> Any:
         raise RefuseRecord(RefusalReason.NOT_JSON, str(error)) from None
     # What is left is what Python's decoder takes and the standard does not, such as NaN.
     raise RefuseRecord(RefusalReason.NOT_JSON, "the value is not standard JSON") from None
+
+
+class Decoder:
+    """ConsumerRecords of one partition to items, in order. Used by the thread that `tokenize` belongs to only."""
+
+    def __init__(self, settings: IntakeSettings, tokenize: Tokenize) -> None:
+        self._settings = settings
+        self._tokenize = tokenize
+
+    def __call__(self, records: Sequence[Any]) -> list[Item]:
+        items = [self._item(record) for record in records]
+        self._tokenize([item.text for item in items if item.refusal is None])
+        for item in items:
+            item.size_bytes = _size_bytes(item)
+        return items
+
+    def _item(self, record: Any) -> Item:
+        value: bytes | None = record.value
+        item = Item(
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            timestamp_ms=record.timestamp,
+            key=record.key,
+            # The client sends no null header value.
+            headers=[(name, value or b"") for name, value in record.headers],
+            size_bytes=0,  # once it is known what becomes of it
+        )
+        try:
+            tweet = decode(value, self._settings, f"{record.topic}/{record.partition}/{record.offset}")
+            item.id, item.text.content = tweet
+        except RefuseRecord as refusal:
+            item.refusal, item.value = without_frames(refusal), value
+        return item
+
+
+def _size_bytes(item: Item) -> int:
+    """Memory that the record takes until it is published: about, and more often too much than too little."""
+    headers = sum(len(name) + len(value) for name, value in item.headers)
+    held = len(item.value or b"") + len(item.key or b"") + headers + sys.getsizeof(item.text.content)
+    return OBJECTS_BYTES + held + TOKEN_BYTES * item.text.token_count

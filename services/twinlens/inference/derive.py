@@ -1,13 +1,12 @@
-"""Audited mode: which tweets the pipeline runs on, and the predictions of all others. Pure.
+"""Predictions made from the raw path's logits, without running the pipeline. Pure.
 
 The pipeline is a tokenizer, the model and a post-processing. Where both paths run one model, the raw path's logits and
 the pipeline's own post-processing give a prediction without a second pass: it is derived. Whether that is what the
-pipeline would have said is measured on a sample.
+pipeline would have said is measured on a sample (`replica.sampling`).
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,24 +14,6 @@ import numpy.typing as npt
 
 from twinlens.inference.observations import Floats, Observations, apply_function
 from twinlens.records import LabelScore
-from twinlens.window import Item
-
-_HASHES = 2**64
-
-
-def sampled(items: Sequence[Item], application: str, share: float) -> npt.NDArray[np.bool_]:
-    """[n] whether the pipeline runs on each of `items`: independently of each other, with probability `share`.
-
-    A function of the application and the source coordinates alone, so a window that is redone, or cut elsewhere, has
-    the same sample, and anybody can compute it again: BLAKE2b-64 of `application/topic/partition/offset` as a
-    big-endian integer is below share * 2^64. A larger share takes these tweets and more.
-    """
-    return np.array([_draw(item, application) < share * _HASHES for item in items], np.bool_)
-
-
-def _draw(item: Item, application: str) -> int:
-    name = f"{application}/{item.topic}/{item.partition}/{item.offset}"  # no part but the last two can be mistaken
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
 
 
 def derive(raw: Observations, predict: Observations, rows: npt.NDArray[np.int64]) -> None:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from twinlens.errors import AskUser
+from twinlens.inference.observations import PathFacts, resolve_function
 from twinlens.records import ModelId
 
 UNLIMITED = 2**31 - 1  #: what fits the tokenizers' integers, where neither the model nor the tokenizer has a limit
@@ -34,6 +35,18 @@ class LoadedModel:
     def new_tokenizer(self) -> Any:
         """A tokenizer object of its own. Fast tokenizers keep truncation state: never share one between threads."""
         return AutoTokenizer.from_pretrained(self.source, revision=self.revision, trust_remote_code=False)
+
+    def facts(self, function_to_apply: str, top_k: int | None = None) -> PathFacts:
+        """What is the same for every text that a path runs through this model."""
+        return PathFacts(
+            model=self.id,
+            labels=self.labels,
+            function=resolve_function(self.model.config, function_to_apply),
+            dtype=self.dtype,
+            device=self.device,
+            training=self.model.training,
+            top_k=top_k,
+        )
 
 
 def keeps_state(model: Any) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 
 from twinlens.inference.observations import Observations, apply_function
 from twinlens.inference.raw import RawPath
-from twinlens.window import Item
+from twinlens.text import Text
 
 KEPT = 64
 _MAX_TEXTS = 32
@@ -35,7 +35,7 @@ class NoiseFloor:
         """Largest score difference seen; 0 before the first measurement."""
         return max(self._largest, default=0.0)
 
-    def maybe_measure(self, path: RawPath, items: Sequence[Item], seen: Observations) -> None:
+    def maybe_measure(self, path: RawPath, texts: Sequence[Text], seen: Observations) -> None:
         """With probability `share`, rerun one batch of `seen`; sets `seen.control_differs`."""
         if not seen.batches or self._random.random() >= self._share:
             return
@@ -43,18 +43,17 @@ class NoiseFloor:
         rows = np.flatnonzero((seen.batch_of == batch) & ~seen.failed)
         if not rows.size or rows.size != seen.batches[batch].size:
             return  # a bisected batch cannot be run again in its shape
-        ascending = sorted(rows.tolist(), key=lambda row: items[row].token_count)
-        chosen = [items[row] for row in ascending[-_MAX_TEXTS:]]
-        first, longest, _ = path.forward(chosen)
-        again, _, _ = path.forward(chosen)
-        seen.control_differs = not np.array_equal(first[0], again[0])
-        room = path.max_tokens - longest
-        other, _, _ = (
+        ascending = sorted(rows.tolist(), key=lambda row: texts[row].token_count)
+        chosen = [texts[row] for row in ascending[-_MAX_TEXTS:]]
+        first = path.forward(chosen)
+        seen.control_differs = not np.array_equal(first.logits, path.forward(chosen).logits)
+        room = path.max_tokens - first.padded_tokens
+        other = (
             path.forward(chosen, extra_padding=min(_EXTRA_PADDING, room))
             if room > 0
             else path.forward(chosen[1:] or chosen)
         )
-        scores = [apply_function(seen.facts.function, logits) for logits in (first[0], other[0])]
+        scores = [apply_function(seen.facts.function, logits) for logits in (first.logits, other.logits)]
         count = min(len(scores[0]), len(scores[1]))
         largest = float(np.abs(scores[0][-count:] - scores[1][-count:]).max())
         if np.isfinite(largest):

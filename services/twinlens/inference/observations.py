@@ -14,6 +14,7 @@ from twinlens.errors import ReplaceReplica
 from twinlens.records import LabelScore, ModelId, PathError
 
 Floats = npt.NDArray[np.float32]
+NON_FINITE = PathError(type="NonFiniteLogits", message="the model gave NaN or infinity")
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,16 @@ class Observations:
     def failed(self) -> npt.NDArray[np.bool_]:
         """[n] whether the path raised."""
         return np.array([error is not None for error in self.errors], np.bool_)
+
+    def score(self, rows: npt.NDArray[np.int64]) -> None:
+        """Scores and labels of `rows`, from their logits. Logits that are not finite are an error, never label 0."""
+        finite = np.isfinite(self.logits[rows]).all(axis=1)
+        for row in rows[~finite].tolist():
+            self.errors[row] = NON_FINITE
+        held = rows[finite]
+        if held.size:
+            self.scores[held] = apply_function(self.facts.function, self.logits[held])
+            self.top[held] = self.scores[held].argmax(axis=1)
 
     def top_scores(self) -> Floats:
         """[n] score of the label on top; NaN where the path raised."""

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from twinlens.broker.deadletters import REPLAYED_FROM, own_headers
-from twinlens.broker.recordbatch import OutgoingRecord
-from twinlens.inference.cause import cause_of
+from twinlens.deadletter import REPLAYED_FROM, own_headers
 from twinlens.inference.counting import ComparedWindow, comparison_records
 from twinlens.inference.observations import Observations
 from twinlens.records import (
     BatchProvenance,
-    Cause,
     Certainty,
     DivergenceRecord,
     LogitsRecord,
@@ -28,7 +25,7 @@ from twinlens.records import (
     encode,
 )
 from twinlens.settings import Settings
-from twinlens.window import Headers, Item
+from twinlens.window import Headers, Item, OutgoingRecord
 
 SPARE_BYTES = 4_096  #: of `kafka.max_request_bytes`, for what surrounds a dead letter
 HEADER_BYTES = 10  #: around a header's name and value: their lengths, in up to five bytes each
@@ -46,7 +43,6 @@ class OutputWriter:
         """Every record of the window's transaction. `now_ms` is the wall clock."""
         name = f"{self._replica}-{done.window.number}"
         views = _Views(done, self._replica, name, self._settings)
-        causes = {row: cause_of(row, done.comparison, done.raw, done.predict) for row in done.comparison.diverging}
         outgoing: list[OutgoingRecord] = []
         row = 0
         for item in done.window.items:
@@ -55,11 +51,11 @@ class OutputWriter:
                 continue
             outgoing.append(_outgoing(self._topics.logits, item, views.logits(row, item)))
             outgoing.append(_outgoing(self._topics.predictions, item, views.prediction(row, item)))
-            if row in causes:
-                outgoing.append(_outgoing(self._topics.divergences, item, views.divergence(row, item, causes[row])))
+            if row in done.causes:
+                outgoing.append(_outgoing(self._topics.divergences, item, views.divergence(row, item)))
             row += 1
         for record in comparison_records(
-            done, causes, application=self._settings.application, replica=self._replica, window=name, now_ms=now_ms
+            done, application=self._settings.application, replica=self._replica, window=name, now_ms=now_ms
         ):
             key = f"{record.source_topic}/{record.source_partition}".encode()
             outgoing.append(OutgoingRecord(self._topics.comparisons, record.source_partition, key, encode(record), []))
@@ -148,7 +144,7 @@ class _Views:
             error=error,
         )
 
-    def divergence(self, row: int, item: Item, cause: Cause) -> DivergenceRecord:
+    def divergence(self, row: int, item: Item) -> DivergenceRecord:
         comparison = self._done.comparison
         verdict = comparison.verdicts[row]
         assert verdict is not None  # it diverges
@@ -158,7 +154,7 @@ class _Views:
             source=SourceCoordinates(item.topic, item.partition, item.offset),
             application=self._settings.application,
             verdict=verdict,
-            cause=cause,
+            cause=self._done.causes[row],
             certainty=Certainty.CONSISTENT,
             raw=self._view(row, self._done.raw, self._logits, self._scores[0], self._raw_batches),
             predict=self._view(row, self._done.predict, self._predict_logits, self._scores[1], self._predict_batches),
@@ -166,7 +162,7 @@ class _Views:
             score_delta=_finite(comparison.score_delta[row]),
             margin=_finite(comparison.margin[row]),
             logits_delta=_finite(comparison.logits_delta[row]),
-            text=item.text[:characters] if characters else None,
+            text=item.text.content[:characters] if characters else None,
         )
 
     def _view(

@@ -15,11 +15,12 @@ import numpy as np
 from transformers import BatchEncoding, TextClassificationPipeline, pipeline
 
 from twinlens.inference.model import LoadedModel
-from twinlens.inference.observations import Batch, Observations, PathFacts, bisect, error_of, resolve_function
-from twinlens.inference.raw import NON_FINITE, cut_tokens
+from twinlens.inference.observations import NON_FINITE, Batch, Observations, bisect, error_of
+from twinlens.inference.path import Path
+from twinlens.inference.tokenize import cut_tokens
 from twinlens.records import LabelScore
 from twinlens.settings import PredictSettings
-from twinlens.window import Item
+from twinlens.text import Text
 
 
 class ObservedPipeline(TextClassificationPipeline):  # type: ignore[misc]
@@ -52,10 +53,8 @@ class ObservedPipeline(TextClassificationPipeline):  # type: ignore[misc]
         return outputs
 
 
-class PredictPath:
-    """Runs the pipeline on texts. `run` may be called by several threads at a time, each with a lane of its own, which
-    has its own pipeline and tokenizer; the weights are shared.
-    """
+class PredictPath(Path):
+    """Runs the pipeline on texts. Each lane has its own pipeline and tokenizer; the weights are shared."""
 
     def __init__(self, model: LoadedModel, settings: PredictSettings, lanes: int = 1) -> None:
         self._loaded = model
@@ -86,34 +85,17 @@ class PredictPath:
             for _ in range(self._lanes)
         ]
         self.can_batch = self._pipelines[0].tokenizer.pad_token_id is not None
-        self.facts = PathFacts(
-            model=model.id,
-            labels=model.labels,
-            function=resolve_function(model.model.config, settings.function_to_apply),
-            dtype=model.dtype,
-            device=model.device,
-            training=model.model.training,
-            top_k=settings.top_k,
-        )
+        self.facts = model.facts(settings.function_to_apply, settings.top_k)
         self._index = {label: position for position, label in enumerate(model.labels)}
 
-    def observe(self, items: Sequence[Item], batches: Sequence[Sequence[int]]) -> Observations:
-        """One row per item, computed in the given batches (lists of indices into `items`); rows in none stay empty."""
-        seen = self.begin(items)
-        for batch in batches:
-            self.run(seen, items, batch)
-        return seen
+    def begin(self, texts: Sequence[Text]) -> Observations:
+        return Observations.empty(self.facts, len(texts))
 
-    def begin(self, items: Sequence[Item]) -> Observations:
-        """One row per item, to be filled by `run`."""
-        return Observations.empty(self.facts, len(items))
-
-    def run(self, seen: Observations, items: Sequence[Item], batch: Sequence[int], lane: int = 0) -> None:
-        """Fill the batch's rows of `seen`."""
+    def run(self, seen: Observations, texts: Sequence[Text], batch: Sequence[int], lane: int = 0) -> None:
         classify = self._pipelines[lane]
 
         def run(rows: Sequence[int]) -> None:
-            self._run(classify, seen, items, rows)
+            self._run(classify, seen, texts, rows)
 
         def fail(row: int, error: Exception) -> None:
             seen.errors[row] = error_of(error)
@@ -121,10 +103,10 @@ class PredictPath:
 
         bisect(batch, run, fail)
 
-    def _run(self, classify: ObservedPipeline, seen: Observations, items: Sequence[Item], rows: Sequence[int]) -> None:
+    def _run(self, classify: ObservedPipeline, seen: Observations, texts: Sequence[Text], rows: Sequence[int]) -> None:
         classify.seen.clear()
         start = time.perf_counter()
-        answers = classify([items[row].text for row in rows], batch_size=len(rows))
+        answers = classify([texts[row].content for row in rows], batch_size=len(rows))
         seconds = time.perf_counter() - start
         _note(classify, seen, rows)
         if self.facts.top_k is not None:

@@ -70,6 +70,6 @@ class RefusalLimit:
         return None
 
 
-def encode(refusals: Refusals) -> str:
+def as_metadata(refusals: Refusals) -> str:
     """As the metadata of an offset."""
     return msgspec.json.encode(refusals).decode()

@@ -6,21 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from twinlens.inference.batching import Reason
 from twinlens.inference.cost import CostModel
 from twinlens.inference.observations import Observations
-
-
-@dataclass(frozen=True)
-class Dispatch:
-    """The decision to draw a window."""
-
-    reason: Reason
-    queue_delay_s: float  #: of the oldest record, from its timestamp to this decision
-    predicted_s: float  #: to compute it, by the cost model: both paths, times `overhead`
-    overhead: float  #: what windows took of late, relative to the cost model's bare passes
-    publish_reserve_s: float  #: set aside of the latency objective for committing the window
-    relative_error: float  #: of predictions of whole windows, lately
+from twinlens.window import Dispatch
 
 
 @dataclass(frozen=True)

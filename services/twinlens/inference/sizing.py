@@ -6,21 +6,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from twinlens.inference.batching import Forward, Reason, WindowSeconds, window_seconds, window_size
+from twinlens.inference.batching import Forward, WindowSeconds, window_seconds, window_size
 from twinlens.inference.cost import OUTLIER_RATIO, CostModel
-from twinlens.inference.report import Dispatch
+from twinlens.window import Dispatch, Reason
 
 LEARNING_RATE = 0.2  #: weight of the newest window
 FIRST_PUBLISHING = (10e-3, 1e-4, 0.0)  #: seconds per commit and per record, before the first one
 
 
 class Sizing:
-    """What is learned of windows as a whole, beside the cost of passes. `published` may be called by another thread."""
+    """What is learned of windows as a whole, beside the cost of passes. `published` may be called by another thread.
 
-    def __init__(self) -> None:
+    `publishing` is what a commit is thought to cost before the first one: a fixed price, and one per record.
+    """
+
+    def __init__(self, publishing: CostModel | None = None) -> None:
         self.overhead = 1.0  #: a window's seconds to compute, relative to those of its passes without padding
         self.relative_error = 0.0  #: exponentially weighted mean of |actual - predicted| / actual, to compute
-        self._publishing = CostModel(np.array(FIRST_PUBLISHING))  # a commit's fixed price, and that of a record
+        self._publishing = publishing or CostModel(np.array(FIRST_PUBLISHING))
 
     def decide(
         self, lengths: Sequence[int], forwards: Sequence[Forward], *, waiting: int, age_s: float, objective_s: float

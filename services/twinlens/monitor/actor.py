@@ -7,7 +7,6 @@ the last snapshot, reads what came after it, and has the same counts. Replicas w
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from typing import Any
 
@@ -19,8 +18,9 @@ from kafka.errors import KafkaError
 from twinlens.broker.client import TRANSIENT, naming_denials, new_consumer
 from twinlens.broker.lag import LagProbe
 from twinlens.errors import AskUser
-from twinlens.monitor.durability import Image, SnapshotKeeper, SnapshotStatus, new_state
-from twinlens.monitor.summary import Summary, summary
+from twinlens.monitor.durability import Image, SnapshotKeeper, new_state
+from twinlens.monitor.summary import summary
+from twinlens.monitor.view import View
 from twinlens.records import DivergenceRecord, decode_comparison, decode_divergence
 from twinlens.settings import Settings
 from twinlens.threads import WatchedThread
@@ -31,17 +31,6 @@ POLL_MS = 200
 LAG_PERIOD_S = 1.0
 RETRY_S = 1.0  #: between a poll that failed and the next one
 STOP_S = 5.0  #: how long `stop` waits for each thread
-
-
-class View(msgspec.Struct, frozen=True, kw_only=True):
-    """What the API, the terminal and the page show."""
-
-    summary: Summary
-    lag: dict[int, int] | None  #: records behind, per partition of the input topic; None while it is not known
-    recent: list[DivergenceRecord]  #: the newest diverging tweets, oldest first
-    caught_up: bool  #: whether the topics were read to their ends at least once
-    unreadable: int  #: records of the two topics that are no records of twinlens
-    snapshot: SnapshotStatus = SnapshotStatus()
 
 
 class Monitor:
@@ -198,8 +187,3 @@ class Monitor:
         finally:
             if probe is not None:
                 probe.close()
-
-
-def now_ms() -> int:
-    """Wall clock in milliseconds since the epoch."""
-    return time.time_ns() // 1_000_000

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,27 +12,17 @@ from kafka.errors import KafkaError
 
 from twinlens.broker.snapshots import SnapshotWriter, read_last
 from twinlens.broker.topics import topic_id
+from twinlens.clock import now_ms
 from twinlens.errors import AskUser
 from twinlens.monitor.divergence import State
-from twinlens.monitor.snapshot import HEADERS, Snapshot, encode, pack, unpack
+from twinlens.monitor.snapshot import HEADERS, Snapshot, pack, to_msgpack, unpack
 from twinlens.monitor.statistics import RateDetector
+from twinlens.monitor.view import SnapshotStatus
 from twinlens.settings import Settings
 
 log = structlog.get_logger(__name__)
 
 Positions = dict[int, int]  #: by partition of the comparisons topic: offset of the next record to fold
-
-
-class SnapshotStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What this monitor went on from, and what the next one would. Times are in milliseconds since the epoch."""
-
-    restored_from_ms: int | None = None  #: when the snapshot it went on from was written; None: there was none
-    records_read: int = 0  #: comparison records read since this monitor's start
-    lost_offsets: int = 0  #: that retention removed unread: an upper bound of the comparison records not counted
-    written_at_ms: int | None = None  #: when this monitor wrote one last
-    written_records: int | None = None  #: comparison records counted in that one; those after it would be read again
-    written_bytes: int | None = None
-    error: str | None = None  #: why the last try to write one failed; None: it did not
 
 
 class Image(NamedTuple):
@@ -100,12 +89,12 @@ class SnapshotKeeper:
         """An image of `state` and `positions`, which must not change meanwhile. None if nothing was read since."""
         if positions == self._written:
             return None
-        at_ms = time.time_ns() // 1_000_000
+        at_ms = now_ms()
         snapshot = Snapshot(
             state=state, topic=self._settings.topics.comparisons, topic_id=self._topic_id, positions=positions,
             lost_offsets=self.status.lost_offsets, written_at_ms=at_ms,
         )  # fmt: skip
-        return Image(encode(snapshot), positions, state.records, at_ms)
+        return Image(to_msgpack(snapshot), positions, state.records, at_ms)
 
     def run(self, look: Callable[[], Image | None], stopping: threading.Event, at_last: Callable[[], object]) -> None:
         """Write what `look` returns every `monitor.snapshot_period_s` until `stopping`, and again after `at_last`."""

@@ -6,11 +6,11 @@ record one is two columns, the gaps between its buckets and the counts, which ar
 hour of 1,000 tweets/s with score differences over six decades, 7.1 MB of JSON, that makes 0.5 MB.
 
 >>> from twinlens.monitor.divergence import State
->>> from twinlens.monitor.snapshot import Snapshot, encode, pack, unpack
+>>> from twinlens.monitor.snapshot import Snapshot, pack, to_msgpack, unpack
 >>> from twinlens.monitor.statistics import RateDetector
 >>> state = State(application="twinlens", detector=RateDetector(baseline_rate=0.02, run_length_tweets=1_000_000))
 >>> snapshot = Snapshot(state=state, topic="tweets.comparisons", topic_id="", positions={0: 7, 1: 0}, written_at_ms=1)
->>> unpack(pack(encode(snapshot))) == snapshot
+>>> unpack(pack(to_msgpack(snapshot))) == snapshot
 True
 >>> snapshot.start({0: 9, 1: 0, 2: 0})
 ({0: 9, 1: 0, 2: 0}, 2)
@@ -35,7 +35,7 @@ _LEVEL: Final = 6  #: of zlib; 1 is three times as fast, and the record a sixth 
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """What a monitor goes on from. `state` is shared, not copied: `encode` it before the state changes."""
+    """What a monitor goes on from. `state` is shared, not copied: `to_msgpack` it before the state changes."""
 
     version: int = VERSION
     state: State
@@ -65,13 +65,13 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self.state, detector=detector)
 
 
-def encode(snapshot: Snapshot) -> bytes:
+def to_msgpack(snapshot: Snapshot) -> bytes:
     """All of it as it is now, for `pack`. Takes tens of milliseconds at most: meant to be called under a lock."""
     return _ENCODER.encode(snapshot)
 
 
 def pack(encoded: bytes) -> bytes:
-    """The value of the record, of what `encode` returned. Takes tenths of a second, and needs no lock."""
+    """The value of the record, of what `to_msgpack` returned. Takes tenths of a second, and needs no lock."""
     return zlib.compress(_ENCODER.encode(_with_columns(msgspec.msgpack.decode(encoded))), _LEVEL)
 
 
