@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from twinlens.broker.embedded import die_with_parent
+from twinlens.demo.embedded import die_with_parent
 
 START_DEADLINE_S = 90.0
 PROPERTIES = """

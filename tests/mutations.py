@@ -1,7 +1,7 @@
 """Records that no producer should send, made from real tweets; and a reference for what must become of each.
 
 A mutator makes a value from a `Random`, so that a kind and a seed name a record. The reference shares nothing with
-`inference.decode` but the contract.
+`replica.decode` but the contract.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any, NamedTuple
 
-from twinlens.cli.demo import TWEETS as FILE
+from twinlens.demo.application import TWEETS as FILE
 
 TWEETS = FILE.read_bytes().splitlines()
 SPECIAL = ("[CLS]", "[SEP]", "[PAD]", "[MASK]", "[UNK]", "<s>", "</s>", "<pad>", "<unk>", "<|endoftext|>", "##ing", "▁")

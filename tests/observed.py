@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from twinlens.inference.observations import Batch, Observations, PathFacts, apply_function
+from twinlens.paths.observations import Batch, Observations, PathFacts, apply_function
 from twinlens.records import ModelId, PathError
 from twinlens.text import Text
-from twinlens.window import Dispatch, Item, Reason
+from twinlens.window.item import Item
+from twinlens.window.window import Dispatch, Reason
 
 DISPATCH = Dispatch(Reason.DRAINED, 0.0, 0.0, 1.0, 0.0, 0.0)
 LABELS = ("negative", "neutral", "positive")

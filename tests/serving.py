@@ -6,7 +6,7 @@ from typing import Any
 
 from ray import serve
 
-from twinlens.cluster import free_port
+from twinlens.serving.cluster import free_port
 
 
 def start_http() -> int:

@@ -21,8 +21,8 @@ from ray.serve.handle import DeploymentHandle
 from twinlens.clock import now_ms
 from twinlens.dashboard.api import api, json_response
 from twinlens.logs import configure_logging
-from twinlens.metrics import ReplicaMetrics
-from twinlens.monitor.actor import Monitor as MonitorBody
+from twinlens.monitor.monitor import Monitor as MonitorBody
+from twinlens.serving.metrics import ReplicaMetrics
 from twinlens.settings import BatchingSettings, PredictSettings, RawSettings, Settings
 
 HEALTH: dict[str, Any] = {"health_check_period_s": 2, "health_check_timeout_s": 30}
@@ -36,7 +36,7 @@ HEALTH: dict[str, Any] = {"health_check_period_s": 2, "health_check_timeout_s": 
     **HEALTH,
 )
 class ReplicaDeployment:
-    """Ray's side of `inference.replica.Replica`."""
+    """Ray's side of `replica.replica.Replica`."""
 
     def __init__(self, settings: Settings) -> None:
         configure_logging()
@@ -49,7 +49,7 @@ class ReplicaDeployment:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         import torch  # noqa: PLC0415
 
-        from twinlens.inference.replica import new_replica  # noqa: PLC0415
+        from twinlens.replica.replica import new_replica  # noqa: PLC0415
 
         torch.set_num_threads(threads)
         context = serve.get_replica_context()
@@ -92,7 +92,7 @@ class ReplicaDeployment:
 @serve.deployment(name="Monitor", num_replicas=1, ray_actor_options={"num_cpus": 0}, **HEALTH)
 @serve.ingress(api)
 class MonitorDeployment:
-    """Ray's side of `monitor.actor.Monitor`, and the application's HTTP API."""
+    """Ray's side of `monitor.monitor.Monitor`, and the application's HTTP API."""
 
     def __init__(self, settings: Settings, replicas: DeploymentHandle[Any]) -> None:
         configure_logging()
@@ -104,7 +104,7 @@ class MonitorDeployment:
         self._monitor.check_health()
 
     def view(self) -> bytes:
-        """`monitor.actor.View` as JSON, for callers with a handle."""
+        """`monitor.view.View` as JSON, for callers with a handle."""
         return bytes(json_response(self._monitor.view(now_ms())).body)
 
     @api.get("/api/view")

@@ -1,6 +1,6 @@
 """Dead letters: records that could not be read as a tweet, kept with the reason in headers named `twinlens.*`.
 
-`inference.outputs` writes them, `broker.deadletters` reads them, `broker.replay` puts them back. Pure.
+`replica.outputs` writes them, `broker.dlq` reads them, `broker.replay` puts them back. Pure.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from twinlens.records import SourceCoordinates
-from twinlens.window import Headers
+from twinlens.window.item import Headers
 
 PREFIX = "twinlens."  #: of the headers that are not the refused record's own
 REPLAYED_FROM = "twinlens.replayed_from"  #: on a replayed record: `<dead-letter topic>/<partition>/<offset>`

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from twinlens.window import Partition
+from twinlens.window.item import Partition
 
 
 @dataclass

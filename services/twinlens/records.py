@@ -23,7 +23,7 @@ class Verdict(StrEnum):
 
 
 class Cause(StrEnum):
-    """The first rung of the ladder that fails (see `inference.cause`)."""
+    """The first rung of the ladder that fails (see `verdict.cause`)."""
 
     ERROR = "error"
     TRUNCATION = "truncation"

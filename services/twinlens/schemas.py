@@ -18,9 +18,9 @@ import msgspec
 
 from twinlens import __version__, records
 from twinlens.errors import RefusalReason
-from twinlens.kafka_settings import KafkaSettings
 from twinlens.records import Record, encode
 from twinlens.settings import OUTPUTS, IntakeSettings, Settings, TopicSettings
+from twinlens.settings.kafka import KafkaSettings
 
 Schema = dict[str, Any]
 
@@ -65,7 +65,7 @@ PASSED_HEADERS: Final[dict[str, Schema]] = {
     },
 }
 SOURCE_KEY: Final[Schema] = {"type": ["string", "null"], "description": "Any bytes, or null: the source record's key."}
-#: Headers that `inference.outputs` adds to a dead letter. Kafka headers are bytes; these are UTF-8 text.
+#: Headers that `replica.outputs` adds to a dead letter. Kafka headers are bytes; these are UTF-8 text.
 DEAD_LETTER_HEADERS: Final[dict[str, Schema]] = {
     "twinlens.reason": {"enum": [str(reason) for reason in RefusalReason], "description": "Why it was refused."},
     "twinlens.detail": {"description": "The reason for people; never quotes the tweet."},

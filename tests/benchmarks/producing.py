@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tests.benchmarks.wire import Wire
-from twinlens.cli.demo import TWEETS
-from twinlens.kafka_settings import KafkaSettings
+from twinlens.demo.application import TWEETS
+from twinlens.settings.kafka import KafkaSettings
 
 TICK_S = 0.004  #: it sleeps at least this long, and then sends what became due
 HEAD_START_S = 0.2  #: between the plan and its first tweet

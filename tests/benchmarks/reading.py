@@ -10,7 +10,7 @@ import msgspec
 from kafka import TopicPartition
 
 from twinlens.broker.client import new_consumer
-from twinlens.kafka_settings import KafkaSettings
+from twinlens.settings.kafka import KafkaSettings
 
 POLL_MS = 100
 MAX_POLL_RECORDS = 200  #: all records of a poll get the time at its end, so it must not unpack too many

@@ -15,7 +15,7 @@ def main(arguments: str) -> None:
     os.environ |= {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
     import torch
 
-    from twinlens.inference.replica import new_replica
+    from twinlens.replica.replica import new_replica
     from twinlens.settings import Settings
 
     torch.set_num_threads(1)

@@ -87,9 +87,9 @@ def watch(path: str) -> None:
     from kafka.producer.transaction_manager import TxnRequestHandler
 
     from twinlens.broker.intake import Intake
-    from twinlens.inference.inference import Inference
-    from twinlens.inference.publishing import Publishing
-    from twinlens.window import Backlog
+    from twinlens.replica.inference import Inference
+    from twinlens.replica.publishing import Publishing
+    from twinlens.window.backlog import Backlog
 
     seen = _Watch(Path(path))
     _before(Intake, "_hand_over", seen.fetched)

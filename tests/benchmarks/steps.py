@@ -56,13 +56,13 @@ def measure(arguments: str, count: int) -> dict[str, Any]:
     import torch
     from kafka import KafkaConsumer
 
-    from twinlens.inference.decode import Decoder
-    from twinlens.inference.inference import Inference
-    from twinlens.inference.outputs import OutputWriter
-    from twinlens.inference.predict import ObservedPipeline
-    from twinlens.inference.raw import RawPath
-    from twinlens.inference.replica import new_replica
-    from twinlens.inference.tokenize import RawTokenizer
+    from twinlens.paths.predict import ObservedPipeline
+    from twinlens.paths.raw import RawPath
+    from twinlens.paths.tokenize import RawTokenizer
+    from twinlens.replica.decode import Decoder
+    from twinlens.replica.inference import Inference
+    from twinlens.replica.outputs import OutputWriter
+    from twinlens.replica.replica import new_replica
     from twinlens.settings import Settings
 
     torch.set_num_threads(1)

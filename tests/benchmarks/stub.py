@@ -14,7 +14,8 @@ from typing import Any
 def replace_models(ms_per_batch: float, ms_per_text: float) -> None:
     """Called in a replica's process: each of the two paths costs this much from now on."""
     os.environ["OMP_NUM_THREADS"] = "1"  # the import below is the first of torch
-    from twinlens.inference import compute, model
+    from twinlens.paths import model
+    from twinlens.replica import compute
 
     def load_stub(source: str, revision: str | None, dtype: str, device: str) -> model.LoadedModel:
         loaded = model.load_model(source, revision, dtype, device)

@@ -20,8 +20,8 @@ from twinlens import app, records
 from twinlens.broker import topics
 from twinlens.broker.feed import feed, new_feed_producer
 from twinlens.broker.reading import read_topics
-from twinlens.cli.demo import TWEETS
-from twinlens.cluster import local_cluster
+from twinlens.demo.application import TWEETS
+from twinlens.serving.cluster import local_cluster
 from twinlens.settings import Settings
 
 Broker = Callable[[], contextlib.AbstractContextManager[str]]

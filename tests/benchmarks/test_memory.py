@@ -20,10 +20,10 @@ from tests.models import demo_tweets
 from twinlens import records
 from twinlens.audit import committed_offsets
 from twinlens.broker import topics
-from twinlens.broker.embedded import embedded_broker
 from twinlens.broker.feed import feed, new_feed_producer
 from twinlens.broker.reading import read_topics
-from twinlens.cli.demo import TWEETS
+from twinlens.demo.application import TWEETS
+from twinlens.demo.embedded import embedded_broker
 from twinlens.settings import Settings
 
 PARTITIONS = 4

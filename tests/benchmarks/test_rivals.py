@@ -31,9 +31,9 @@ from tests.benchmarks.rivals.measure import WARM_UP_SHARE, Check, Measured, Star
 from tests.benchmarks.rivals.report import Report, Row
 from tests.benchmarks.system import CPUS, real_kafka, running
 from tests.benchmarks.test_throughput import limit
-from twinlens.broker.embedded import embedded_broker
-from twinlens.cli.demo import TWEETS
-from twinlens.cluster import local_cluster
+from twinlens.demo.application import TWEETS
+from twinlens.demo.embedded import embedded_broker
+from twinlens.serving.cluster import local_cluster
 from twinlens.settings import Settings
 
 DTYPE = os.environ.get("TWINLENS_BENCH_DTYPE", "float32")

@@ -23,11 +23,11 @@ TWEETS = 20_000
 #: What threads are called, and what is told apart within compute and intake, by functions.
 THREADS = ("compute", "intake", "publish", "producer", "kafka-io", "MainThread")
 PARTS = (
-    ("forward (twinlens/inference/raw.py", "the raw path's model"),
+    ("forward (twinlens/paths/raw.py", "the raw path's model"),
     ("ObservedPipeline.preprocess", "the pipeline's tokenizer"),
     ("ObservedPipeline._forward", "the pipeline's model"),
-    ("_run (twinlens/inference/predict.py", "the rest of the pipeline"),
-    ("tokenize (twinlens/inference/raw.py", "the raw path's tokenizer"),
+    ("_run (twinlens/paths/predict.py", "the rest of the pipeline"),
+    ("tokenize (twinlens/paths/tokenize.py", "the raw path's tokenizer"),
     ("_poll_once", "poll"),
 )
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.system import CPUS, Broker, backlog, rate, real_kafka, running, tweets, wait_for
-from twinlens.broker.embedded import embedded_broker
-from twinlens.cli.demo import TWEETS
+from twinlens.demo.application import TWEETS
+from twinlens.demo.embedded import embedded_broker
 from twinlens.settings import Settings
 
 REPETITIONS = 3

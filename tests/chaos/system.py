@@ -20,9 +20,10 @@ from tests.e2e.conftest import pids
 from tests.integration.helpers import wait_until
 from twinlens.broker import topics
 from twinlens.broker.client import new_admin
-from twinlens.cli.serve import IMPORT_PATH, deploy_config
-from twinlens.cluster import free_port, local_cluster
 from twinlens.errors import AskUser
+from twinlens.serving.cluster import free_port, local_cluster
+from twinlens.serving.config import IMPORT_PATH
+from twinlens.serving.deploy import deploy_config
 from twinlens.settings import Settings
 
 PROXIED = "PROXIED"

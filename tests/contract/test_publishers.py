@@ -18,18 +18,18 @@ from twinlens.audit import committed_offsets
 from twinlens.broker import publisher as module
 from twinlens.broker import topics
 from twinlens.broker.client import new_admin, new_consumer
-from twinlens.broker.embedded import embedded_broker
 from twinlens.broker.publisher import (
     AtLeastOncePublisher,
     Publisher,
     SourceOffset,
     TransactionalPublisher,
 )
-from twinlens.broker.recordbatch import BatchFuture, send
+from twinlens.broker.repairs.recordbatch import BatchFuture, send
+from twinlens.demo.embedded import embedded_broker
 from twinlens.errors import RedoWindow, ReplaceReplica
 from twinlens.settings import Settings
 from twinlens.threads import WatchedThread
-from twinlens.window import OutgoingRecord, Partition
+from twinlens.window.item import OutgoingRecord, Partition
 
 PUBLISHERS = {"exactly_once": TransactionalPublisher, "at_least_once": AtLeastOncePublisher}
 
@@ -256,7 +256,7 @@ def test_a_window_is_not_committed_without_a_record_that_the_client_gave_up(
 
 def test_a_member_without_a_generation_cannot_commit() -> None:
     """Between an eviction and its callback kafka-python has no generation, and the broker checks none then."""
-    from twinlens.broker.membership import is_member
+    from twinlens.broker.repairs.membership import is_member
 
     assert not is_member(ConsumerGroupMetadata("group"))
     assert not is_member(ConsumerGroupMetadata("group", 3, ""))

@@ -14,8 +14,8 @@ from ray import serve
 from tests.serving import start_http
 from twinlens.app import application
 from twinlens.broker import topics
-from twinlens.broker.embedded import embedded_broker
-from twinlens.cluster import local_cluster
+from twinlens.demo.embedded import embedded_broker
+from twinlens.serving.cluster import local_cluster
 from twinlens.settings import Settings
 
 

@@ -19,8 +19,8 @@ from twinlens import app as wiring
 from twinlens import records
 from twinlens.audit import audit
 from twinlens.broker.reading import read_topics
-from twinlens.cli.serve import deploy_config
 from twinlens.cli.watch import fetch
+from twinlens.serving.deploy import deploy_config
 from twinlens.settings import Settings
 
 Deploy = Callable[..., Deployed]

@@ -10,9 +10,9 @@ from ray import serve
 from tests.e2e.conftest import new_settings
 from tests.integration.helpers import committed, lines, produce, published, wait_until
 from twinlens.audit import audit
-from twinlens.cli.options import LAG_POLICY
-from twinlens.cli.serve import deploy_config
 from twinlens.records import decode_comparison
+from twinlens.serving.config import LAG_POLICY
+from twinlens.serving.deploy import deploy_config
 from twinlens.settings import Settings
 
 ONE_BY_ONE = {"max_batch_items": 1}  #: slow, so that a small burst takes long

@@ -17,8 +17,8 @@ import pytest
 import yaml
 
 from tests.integration.helpers import lines, wait_until
-from twinlens.broker.embedded import embedded_broker
-from twinlens.cluster import free_port
+from twinlens.demo.embedded import embedded_broker
+from twinlens.serving.cluster import free_port
 
 COMMAND = [sys.executable, "-m", "twinlens.cli.main"]
 DEADLINE_S = 120

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.conftest import Deployed, new_settings
 from tests.integration.helpers import lines, produce, wait_until
-from twinlens.window import Reason
+from twinlens.window.window import Reason
 
 Samples = dict[str, list[tuple[dict[str, str], float]]]
 

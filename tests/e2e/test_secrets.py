@@ -20,8 +20,8 @@ from tests.integration.helpers import committed, lines, produce, published, wait
 from tests.secure_kafka import PASSWORD, SecureKafka, acl
 from twinlens.audit import audit
 from twinlens.broker import topics
-from twinlens.cli.serve import deploy_config
 from twinlens.errors import AskUser
+from twinlens.serving.deploy import deploy_config
 from twinlens.settings import Settings
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from twinlens.broker import topics
-from twinlens.broker.embedded import embedded_broker
+from twinlens.demo.embedded import embedded_broker
 from twinlens.settings import Settings
 
 NewSettings = Callable[..., Settings]

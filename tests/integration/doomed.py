@@ -21,7 +21,7 @@ import torch
 
 from tests.integration.helpers import assigned, wait_until
 from twinlens.broker.publisher import AtLeastOncePublisher, TransactionalPublisher
-from twinlens.inference.replica import new_replica
+from twinlens.replica.replica import new_replica
 from twinlens.settings import Settings
 
 

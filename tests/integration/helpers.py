@@ -12,13 +12,13 @@ import torch
 
 from twinlens.broker.client import new_producer
 from twinlens.broker.reading import read_topics
-from twinlens.cli.demo import TWEETS
+from twinlens.demo.application import TWEETS
 from twinlens.errors import ReplaceReplica
-from twinlens.inference.replica import Replica, new_replica
-from twinlens.inference.report import WindowReport
-from twinlens.monitor.actor import Monitor
+from twinlens.monitor.monitor import Monitor
+from twinlens.replica.replica import Replica, new_replica
+from twinlens.replica.report import WindowReport
 from twinlens.settings import Settings
-from twinlens.window import Partition
+from twinlens.window.item import Partition
 
 DEADLINE_S = 60.0
 

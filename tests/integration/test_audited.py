@@ -17,11 +17,11 @@ from tests.observed import item
 from twinlens import records
 from twinlens.audit import Report, audit
 from twinlens.broker import topics
-from twinlens.inference.replica import Replica
-from twinlens.inference.sampling import sampled
-from twinlens.monitor.divergence import State
+from twinlens.monitor.state import State
 from twinlens.monitor.statistics import RateDetector, confidence_sequence
 from twinlens.records import PredictionMode, PredictionRecord
+from twinlens.replica.replica import Replica
+from twinlens.replica.sampling import sampled
 from twinlens.settings import DEMO_MODEL, Settings
 
 FIRST, AUDITED = 100, 1_000  #: tweets in full mode, then tweets in audited mode

@@ -26,10 +26,10 @@ from twinlens.audit import audit
 from twinlens.broker.client import new_producer
 from twinlens.broker.intake import Intake
 from twinlens.broker.publisher import TransactionalPublisher
-from twinlens.inference.raw import RawPath
-from twinlens.inference.replica import Replica
+from twinlens.paths.raw import RawPath
+from twinlens.replica.replica import Replica
 from twinlens.settings import Settings
-from twinlens.window import Backlog
+from twinlens.window.backlog import Backlog
 
 NewSettings = Callable[..., Settings]
 LARGE_CHARS = 90_000

@@ -15,8 +15,8 @@ from hypothesis.extra import numpy as arrays
 from transformers import TextClassificationPipeline
 
 from tests.observed import observed
-from twinlens.inference.derive import derive
-from twinlens.inference.observations import NON_FINITE, Observations, PathFacts, resolve_function
+from twinlens.paths.derive import derive
+from twinlens.paths.observations import NON_FINITE, Observations, PathFacts, resolve_function
 
 #: Ties, saturated sigmoids, and whatever else float32 has.
 LOGITS = st.one_of(

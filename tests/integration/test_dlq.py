@@ -21,17 +21,17 @@ from twinlens.audit import audit
 from twinlens.broker import reading
 from twinlens.broker import replay as replaying
 from twinlens.broker.client import new_admin, new_consumer, new_producer
-from twinlens.broker.deadletters import read_letters
+from twinlens.broker.dlq import read_letters
 from twinlens.broker.reading import read_topics
 from twinlens.broker.replay import Replay
 from twinlens.cli import dlq
 from twinlens.cli.main import app
 from twinlens.deadletter import letter_of
 from twinlens.errors import AskUser, RefusalReason, RefuseRecord
-from twinlens.inference.outputs import OutputWriter
 from twinlens.records import decode_logits
+from twinlens.replica.outputs import OutputWriter
 from twinlens.settings import Settings
-from twinlens.window import Item
+from twinlens.window.item import Item
 
 NewSettings = Callable[..., Settings]
 NOT_JSON, NOT_UTF8 = RefusalReason.NOT_JSON, RefusalReason.NOT_UTF8
@@ -240,7 +240,7 @@ def test_replay_asks_first(new_settings: NewSettings, monkeypatch: pytest.Monkey
     settings = new_settings()
     bury(settings, [(0, NOT_JSON, b"a")])
     assert "--yes" in str(run(settings, "replay").exception), "standard input is no terminal here"
-    monkeypatch.setattr(dlq, "_can_ask", lambda: True)
+    monkeypatch.setattr(dlq, "can_ask", lambda: True)
     refused = run(settings, "replay", input="n\n")
     assert refused.exit_code == 1
     assert f"1 letters are to be replayed to {settings.topics.input}: not_json 1" in refused.stdout

@@ -24,7 +24,7 @@ from twinlens.audit import audit
 from twinlens.broker import topics
 from twinlens.broker.client import new_consumer, new_producer
 from twinlens.errors import RefusalReason
-from twinlens.inference.replica import Replica
+from twinlens.replica.replica import Replica
 from twinlens.settings import Settings
 
 RECORDS = 100  #: per example

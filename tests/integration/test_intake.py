@@ -16,11 +16,11 @@ from kafka.structs import OffsetAndMetadata
 from tests.conftest import ModelFolder
 from tests.integration.helpers import DEADLINE_S, assigned, committed, lines, produce, running_replica, wait_until
 from twinlens.audit import audit
-from twinlens.broker.assignor import SoleOwnerAssignor
 from twinlens.broker.publisher import TransactionalPublisher
-from twinlens.inference.replica import Replica
+from twinlens.broker.repairs.assignor import SoleOwnerAssignor
+from twinlens.replica.replica import Replica
 from twinlens.settings import Settings
-from twinlens.window import Backlog
+from twinlens.window.backlog import Backlog
 
 
 @pytest.fixture

@@ -14,16 +14,16 @@ from tests.conftest import ModelFolder
 from tests.models import demo_tweets
 from tests.observed import texts_of
 from twinlens.errors import ReplaceReplica
-from twinlens.inference.cause import cause_of
-from twinlens.inference.compare import compare
-from twinlens.inference.model import LoadedModel, load_model
-from twinlens.inference.observations import Observations
-from twinlens.inference.predict import PredictPath
-from twinlens.inference.raw import RawPath
-from twinlens.inference.tokenize import RawTokenizer
+from twinlens.paths.model import LoadedModel, load_model
+from twinlens.paths.observations import Observations
+from twinlens.paths.predict import PredictPath
+from twinlens.paths.raw import RawPath
+from twinlens.paths.tokenize import RawTokenizer
 from twinlens.records import Cause, Verdict
 from twinlens.settings import PredictSettings, RawSettings
 from twinlens.text import Text
+from twinlens.verdict.cause import cause_of
+from twinlens.verdict.compare import compare
 
 TOO_LONG = "far too long " * 200
 MARKER = "zzzz"

@@ -27,7 +27,7 @@ from transformers import (
 from tests.conftest import ModelFolder
 from tests.models import build_model
 from twinlens.errors import AskUser
-from twinlens.inference.model import keeps_state, load_model, resolve_device
+from twinlens.paths.model import keeps_state, load_model, resolve_device
 
 
 @pytest.fixture

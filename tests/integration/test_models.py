@@ -27,16 +27,16 @@ from transformers import (
 from tests.conftest import ModelFolder
 from tests.models import FAMILIES, HEADS, ODD_TEXTS, POSITIONS, VOCABULARY, build_tokenizer, demo_tweets
 from tests.observed import texts_of
-from twinlens.inference.batching import Limits, split
-from twinlens.inference.compare import compare
-from twinlens.inference.cost import CostModel
-from twinlens.inference.model import UNLIMITED, LoadedModel, load_model
-from twinlens.inference.observations import Observations
-from twinlens.inference.predict import PredictPath
-from twinlens.inference.raw import RawPath
-from twinlens.inference.tokenize import RawTokenizer
+from twinlens.paths.model import UNLIMITED, LoadedModel, load_model
+from twinlens.paths.observations import Observations
+from twinlens.paths.predict import PredictPath
+from twinlens.paths.raw import RawPath
+from twinlens.paths.tokenize import RawTokenizer
+from twinlens.replica.batching import Limits, split
+from twinlens.replica.cost import CostModel
 from twinlens.settings import PredictSettings, RawSettings
 from twinlens.text import Text
+from twinlens.verdict.compare import compare
 
 TEXTS = (*demo_tweets()[::36], *ODD_TEXTS)  # 60 tweets of all lengths, and odd ones
 LIMITS = {"roberta": POSITIONS - 2, "xlm-roberta": POSITIONS - 2}  # their positions start after the padding index

@@ -18,13 +18,13 @@ from structlog.testing import capture_logs
 from tests.integration.helpers import is_unwell, published, wait_until
 from tests.unit.test_divergence import comparison, without_alerts
 from twinlens.audit import read_topics
-from twinlens.broker import snapshots, topics
+from twinlens.broker import snapshot_topic, topics
 from twinlens.broker.client import new_admin, new_producer
-from twinlens.broker.snapshots import SnapshotWriter, read_last
+from twinlens.broker.snapshot_topic import SnapshotWriter, read_last
 from twinlens.errors import AskUser, ReplaceReplica
-from twinlens.monitor import actor
-from twinlens.monitor.actor import Monitor
-from twinlens.monitor.durability import new_state
+from twinlens.monitor import monitor as module
+from twinlens.monitor.keeper import new_state
+from twinlens.monitor.monitor import Monitor
 from twinlens.monitor.snapshot import HEADERS, Snapshot, pack, to_msgpack, unpack
 from twinlens.monitor.summary import Summary, summary
 from twinlens.monitor.view import View
@@ -186,7 +186,7 @@ def test_a_poll_that_fails_loses_nothing(new_settings: NewSettings, monkeypatch:
         return polled
 
     monkeypatch.setattr(KafkaConsumer, "poll", failing)
-    monkeypatch.setattr(actor, "RETRY_S", 0.01)
+    monkeypatch.setattr(module, "RETRY_S", 0.01)
     records = windows(settings, 0, 40)
     with running(settings) as monitor:
         for start in range(0, len(records), 20):
@@ -239,7 +239,7 @@ def test_a_broker_that_does_not_take_snapshots_is_tried_again(
     new_settings: NewSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = new_settings(monitor=OFTEN)
-    real, failures = snapshots.new_producer, iter([AskUser("nobody answers"), AskUser("nobody answers"), None])
+    real, failures = snapshot_topic.new_producer, iter([AskUser("nobody answers"), AskUser("nobody answers"), None])
 
     def no_producer_yet(*arguments: Any, **options: Any) -> Any:
         if (failure := next(failures, None)) is not None:
@@ -253,7 +253,7 @@ def test_a_broker_that_does_not_take_snapshots_is_tried_again(
         raise KafkaTimeoutError("no metadata")
 
     producers, errors = itertools.count(), set()
-    monkeypatch.setattr(snapshots, "new_producer", no_producer_yet)
+    monkeypatch.setattr(snapshot_topic, "new_producer", no_producer_yet)
     records = windows(settings, 0, 5)
     publish(settings, records)
     with capture_logs() as logs, running(settings) as monitor:

@@ -6,7 +6,7 @@ import pytest
 from kafka.errors import NotCoordinatorError
 
 from tests.integration.helpers import wait_until
-from twinlens.monitor import actor
+from twinlens.monitor import monitor as module
 from twinlens.settings import Settings
 from twinlens.threads import WatchedThread
 
@@ -31,9 +31,9 @@ class Probe:
 
 
 def test_the_lag_is_known_again_after_the_coordinator_has_moved(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(actor, "LagProbe", Probe)
-    monkeypatch.setattr(actor, "LAG_PERIOD_S", 0.01)
-    monitor = actor.Monitor(Settings.load({}))
+    monkeypatch.setattr(module, "LagProbe", Probe)
+    monkeypatch.setattr(module, "LAG_PERIOD_S", 0.01)
+    monitor = module.Monitor(Settings.load({}))
     thread = WatchedThread("lag", monitor._watch_lag)
     thread.start()
     try:

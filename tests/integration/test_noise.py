@@ -11,11 +11,11 @@ import pytest
 from tests.conftest import ModelFolder
 from tests.models import POSITIONS, demo_tweets
 from tests.observed import BROKEN, texts_of
-from twinlens.inference.model import load_model
-from twinlens.inference.noise import KEPT, NoiseFloor
-from twinlens.inference.observations import Observations, softmax
-from twinlens.inference.raw import ForwardPass, RawPath
-from twinlens.inference.tokenize import RawTokenizer
+from twinlens.paths.model import load_model
+from twinlens.paths.noise import KEPT, NoiseFloor
+from twinlens.paths.observations import Observations, softmax
+from twinlens.paths.raw import ForwardPass, RawPath
+from twinlens.paths.tokenize import RawTokenizer
 from twinlens.settings import RawSettings
 from twinlens.text import Text
 

@@ -14,7 +14,7 @@ from tests.integration.helpers import assigned, committed, lines, produce, runni
 from twinlens.audit import audit
 from twinlens.broker.client import new_admin
 from twinlens.broker.intake import POLL_MS
-from twinlens.inference.replica import Replica
+from twinlens.replica.replica import Replica
 from twinlens.settings import Settings
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]

@@ -23,11 +23,12 @@ from tests.integration.helpers import (
 )
 from twinlens import records
 from twinlens.audit import audit
-from twinlens.inference.report import WindowReport
-from twinlens.monitor.divergence import State
+from twinlens.monitor.state import State
 from twinlens.monitor.statistics import RateDetector
+from twinlens.replica.report import WindowReport
 from twinlens.settings import DEMO_MODEL, IntakeSettings, PredictSettings, Settings
-from twinlens.window import Item, Reason
+from twinlens.window.item import Item
+from twinlens.window.window import Reason
 
 NewSettings = Callable[..., Settings]
 TRACE = ("traceparent", b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
@@ -166,7 +167,7 @@ def test_every_kind_of_bad_input_has_its_answer_and_the_stream_goes_on(new_setti
 def test_a_tombstone_without_a_key_is_a_dead_letter_too(new_settings: NewSettings) -> None:
     # Kafka's producers refuse a record with neither key nor value, other clients' records can have neither.
     from twinlens.errors import RefusalReason, RefuseRecord
-    from twinlens.inference.outputs import OutputWriter
+    from twinlens.replica.outputs import OutputWriter
 
     settings = new_settings()
     refusal = RefuseRecord(RefusalReason.TOMBSTONE, "null")
@@ -358,7 +359,7 @@ def test_a_window_of_refused_records_only_whatever_the_pipeline_does_with_long_t
 
 def test_a_dead_thread_fails_the_health_check(new_settings: NewSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     from twinlens.errors import ReplaceReplica
-    from twinlens.inference.raw import RawPath
+    from twinlens.paths.raw import RawPath
 
     def broken(*_: Any) -> None:
         raise MemoryError("no more")
@@ -389,7 +390,7 @@ def test_windows_that_can_never_be_committed_end_the_replica(
 ) -> None:
     from twinlens.broker.publisher import TransactionalPublisher
     from twinlens.errors import RedoWindow
-    from twinlens.inference import publishing as module
+    from twinlens.replica import publishing as module
 
     def never(*_: Any) -> None:
         raise RedoWindow("not authorized")
@@ -405,7 +406,7 @@ def test_windows_that_can_never_be_committed_end_the_replica(
 def test_a_header_without_a_value_passes() -> None:
     from types import SimpleNamespace
 
-    from twinlens.inference.decode import Decoder
+    from twinlens.replica.decode import Decoder
 
     record = SimpleNamespace(
         topic="t", partition=0, offset=0, timestamp=0, key=None, value=b"{}", headers=[("h", None)]

@@ -24,9 +24,9 @@ from twinlens.broker.publisher import AtLeastOncePublisher, OutgoingRecord, Sour
 from twinlens.broker.replay import Replay
 from twinlens.clock import now_ms
 from twinlens.errors import AskUser, ReplaceReplica
-from twinlens.inference.replica import new_replica
-from twinlens.monitor.actor import Monitor
+from twinlens.monitor.monitor import Monitor
 from twinlens.monitor.summary import ALL
+from twinlens.replica.replica import new_replica
 from twinlens.settings import Settings
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]

@@ -13,10 +13,10 @@ from transformers import AutoTokenizer
 
 from tests.conftest import ModelFolder
 from tests.observed import texts_of
-from twinlens.inference import tokenize
-from twinlens.inference.model import LoadedModel, load_model
-from twinlens.inference.predict import ObservedPipeline, PredictPath
-from twinlens.inference.tokenize import RawTokenizer
+from twinlens.paths import tokenize
+from twinlens.paths.model import LoadedModel, load_model
+from twinlens.paths.predict import ObservedPipeline, PredictPath
+from twinlens.paths.tokenize import RawTokenizer
 from twinlens.settings import PredictSettings, RawSettings
 
 LONG = "word " * 100

@@ -11,7 +11,7 @@ from kafka import TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
 from kafka.protocol.consumer.metadata import ConsumerProtocolAssignment
 
-from twinlens.broker.assignor import SoleOwnerAssignor
+from twinlens.broker.repairs.assignor import SoleOwnerAssignor
 
 TOPIC = "tweets"
 PARTITIONS = 6

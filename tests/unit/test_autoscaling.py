@@ -26,8 +26,8 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext
 from ray.serve.schema import ServeDeploySchema
 
 from twinlens.autoscaling import AutoscalingSettings, LagPolicy, Observation, ReplicaStats, desired_replicas, observe
-from twinlens.cli.options import LAG_POLICY, check_autoscaling
 from twinlens.errors import AskUser
+from twinlens.serving.config import LAG_POLICY, check_autoscaling
 from twinlens.settings import Settings
 
 ROOT = Path(__file__).parents[2]

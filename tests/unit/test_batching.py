@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twinlens.inference.batching import (
+from twinlens.replica.batching import (
     MAX_FIXED_SHARE,
     Forward,
     Limits,
@@ -19,8 +19,8 @@ from twinlens.inference.batching import (
     window_seconds,
     window_size,
 )
-from twinlens.inference.cost import CostModel
-from twinlens.window import Reason
+from twinlens.replica.cost import CostModel
+from twinlens.window.window import Reason
 
 Batches = list[list[int]]
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from tests.observed import observed
-from twinlens.inference.cause import cause_of
-from twinlens.inference.compare import compare
-from twinlens.inference.observations import Batch, Observations, apply_function
+from twinlens.paths.observations import Batch, Observations, apply_function
 from twinlens.records import Cause, ModelId, Verdict
+from twinlens.verdict.cause import cause_of
+from twinlens.verdict.compare import compare
 
 TOLERANCE = 0.005
 UP, DOWN, MORE = [-1.0, 0.0, 2.0], [2.0, 0.0, -1.0], [-1.0, 0.0, 3.0]

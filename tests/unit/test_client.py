@@ -10,8 +10,8 @@ import pytest
 
 from tests.integration.helpers import wait_until
 from twinlens.broker import client
-from twinlens.cluster import free_port
 from twinlens.errors import AskUser
+from twinlens.serving.cluster import free_port
 from twinlens.settings import KafkaSettings
 
 

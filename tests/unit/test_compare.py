@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.observed import BROKEN, observed
-from twinlens.inference.compare import Comparison, compare
-from twinlens.inference.observations import Observations
+from twinlens.paths.observations import Observations
 from twinlens.records import Verdict
+from twinlens.verdict.compare import Comparison, compare
 
 TOLERANCE = 0.005
 UP, DOWN, MIDDLE = [-1.0, 0.0, 2.0], [2.0, 0.0, -1.0], [0.0, 2.0, -1.0]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from twinlens.inference.cost import CostModel, non_negative
+from twinlens.replica.cost import CostModel, non_negative
 
 GRID = [(1, 5), (8, 20), (32, 40), (64, 128)]
 MACHINES = {

@@ -12,12 +12,12 @@ from kafka import TopicPartition
 from rich.console import Console
 
 from twinlens.broker.replay import Outcome, batch_of
-from twinlens.cli.letters import facts_of, json_of, printable, readable, readable_value, table_of
+from twinlens.dashboard.letters import facts_of, json_of, printable, readable, readable_value, table_of
 from twinlens.deadletter import REPLAYED_FROM, DeadLetter, letter_of, overview
 from twinlens.errors import RefusalReason, RefuseRecord
-from twinlens.inference.outputs import OutputWriter
+from twinlens.replica.outputs import OutputWriter
 from twinlens.settings import Settings
-from twinlens.window import Headers, Item
+from twinlens.window.item import Headers, Item
 
 headers = st.lists(st.tuples(st.text(max_size=8), st.binary(max_size=8)), max_size=4)
 
@@ -34,7 +34,7 @@ def record(
     now_ms: int = 1_767_225_600_000,
     max_bytes: int = 2**21,
 ) -> Any:
-    """What a consumer gets of a letter that `inference.outputs` has written."""
+    """What a consumer gets of a letter that `replica.outputs` has written."""
     item = Item(
         "tweets", 3, 40 + offset, 7, key, own or [], 0, value=value, refusal=RefuseRecord(reason, "because of that")
     )

@@ -11,7 +11,7 @@ from hypothesis import settings as limits
 from hypothesis import strategies as st
 
 from twinlens.errors import RefusalReason, RefuseRecord
-from twinlens.inference.decode import Tweet, decode
+from twinlens.replica.decode import Tweet, decode
 from twinlens.settings import IntakeSettings
 
 JSON = IntakeSettings()

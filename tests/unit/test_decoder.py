@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from twinlens.inference.decode import Decoder
+from twinlens.replica.decode import Decoder
 from twinlens.settings import IntakeSettings, RawSettings
 from twinlens.text import Text
 
@@ -62,7 +62,7 @@ def test_a_record_counts_for_about_the_memory_it_takes(make: Callable[[], Any], 
 
 
 def test_a_tokenizers_error_holds_no_text() -> None:
-    from twinlens.inference.tokenize import RawTokenizer
+    from twinlens.paths.tokenize import RawTokenizer
 
     def broken(texts: list[str], **_: Any) -> Any:
         try:

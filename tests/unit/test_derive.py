@@ -12,13 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.observed import BROKEN, DISPATCH, item, items_of, observed
-from twinlens.inference.compare import compare
-from twinlens.inference.counting import ComparedWindow
-from twinlens.inference.derive import derive
-from twinlens.inference.observations import Batch
-from twinlens.inference.outputs import OutputWriter
-from twinlens.inference.sampling import sampled
 from twinlens.monitor.statistics import confidence_sequence
+from twinlens.paths.derive import derive
+from twinlens.paths.observations import Batch
 from twinlens.records import (
     Cause,
     PredictionMode,
@@ -29,8 +25,12 @@ from twinlens.records import (
     decode_divergence,
     decode_prediction,
 )
+from twinlens.replica.counting import ComparedWindow
+from twinlens.replica.outputs import OutputWriter
+from twinlens.replica.sampling import sampled
 from twinlens.settings import Settings
-from twinlens.window import Window
+from twinlens.verdict.compare import compare
+from twinlens.window.window import Window
 
 TWEETS = items_of([""] * 5_000)
 APPLICATIONS = [f"application-{number}" for number in range(20)]

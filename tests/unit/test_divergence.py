@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from twinlens.monitor.divergence import ALERTS_KEPT, BUCKET_MS, Counts, State
+from twinlens.monitor.state import ALERTS_KEPT, BUCKET_MS, Counts, State
 from twinlens.monitor.statistics import RateDetector
 from twinlens.monitor.summary import Summary, summary
 from twinlens.records import ComparisonRecord, ModelId, Tally

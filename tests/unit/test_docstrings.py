@@ -10,7 +10,7 @@ import pytest
 
 @pytest.mark.parametrize(
     "module",
-    ["fields", "sketch", "rates", "monitor.statistics", "monitor.divergence", "monitor.snapshot", "cli.letters"],
+    ["fields", "sketch", "rates", "monitor.statistics", "monitor.state", "monitor.snapshot", "dashboard.letters"],
 )
 def test_examples(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"twinlens.{module}"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from twinlens.cli.doctor import _device
+from twinlens.cli.doctor import device_line
 from twinlens.settings import Settings
 
 
@@ -22,4 +22,4 @@ def test_the_dtype_that_this_cpu_is_made_for(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
-    assert _device(Settings(device="cpu")).endswith(said)
+    assert device_line(Settings(device="cpu")).endswith(said)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from twinlens.inference import lanes as module
-from twinlens.inference.lanes import Lanes, Pass
+from twinlens.paths import lanes as module
+from twinlens.paths.lanes import Lanes, Pass
 
 DEADLINE_S = 20.0
 
@@ -171,7 +171,7 @@ def test_at_the_end_of_the_process_the_last_window_still_has_both() -> None:
     """There replicas stop where Ray ends them in order, and executors take no calls any more."""
     program = """
 import atexit, threading, torch
-from twinlens.inference.lanes import Lanes
+from twinlens.paths.lanes import Lanes
 torch.set_num_threads(2)
 lanes = Lanes(True)
 meet = threading.Barrier(2, timeout=20)

@@ -7,8 +7,8 @@ from typing import Any
 
 from kafka import ConsumerGroupMetadata, TopicPartition
 
-from twinlens.broker.assignor import SoleOwnerAssignor
-from twinlens.broker.membership import Membership
+from twinlens.broker.repairs.assignor import SoleOwnerAssignor
+from twinlens.broker.repairs.membership import Membership
 
 
 def metadata(member: str, generation: int = 3) -> ConsumerGroupMetadata:

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from tests.observed import observed
-from twinlens.inference.cost import CostModel
-from twinlens.inference.observations import Batch
-from twinlens.inference.report import PathWork, WindowReport
-from twinlens.metrics import PREFIX, ReplicaMetrics
-from twinlens.window import Dispatch, Reason
+from twinlens.paths.observations import Batch
+from twinlens.replica.cost import CostModel
+from twinlens.replica.report import PathWork, WindowReport
+from twinlens.serving.metrics import PREFIX, ReplicaMetrics
+from twinlens.window.window import Dispatch, Reason
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 DISPATCH = Dispatch(

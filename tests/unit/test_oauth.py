@@ -16,7 +16,7 @@ from kafka.errors import KafkaConnectionError, SaslAuthenticationFailedError
 
 from tests.token_server import TokenServer
 from twinlens.broker.oauth import ClientCredentials, FileToken, TokenUnavailableError
-from twinlens.kafka_settings import KafkaSettings
+from twinlens.settings.kafka import KafkaSettings
 
 SECRET = "hunter2+and/more"
 CONTEXT = ssl.create_default_context()

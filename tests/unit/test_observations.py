@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.observed import observed
 from twinlens.errors import ReplaceReplica
-from twinlens.inference.observations import apply_function, bisect, error_of, resolve_function, sigmoid, softmax
+from twinlens.paths.observations import apply_function, bisect, error_of, resolve_function, sigmoid, softmax
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from kafka.record.default_records import DefaultRecordBatchBuilder
 
 from twinlens.errors import RefusalReason, RefuseRecord
-from twinlens.inference.outputs import OutputWriter
+from twinlens.replica.outputs import OutputWriter
 from twinlens.settings import Settings
-from twinlens.window import Headers, Item
+from twinlens.window.item import Headers, Item
 
 LIMIT = 50_000
 WRITER = OutputWriter(Settings.load({"kafka": {"max_request_bytes": LIMIT}}), "replica-a")

@@ -12,9 +12,9 @@ from kafka.errors import KafkaTimeoutError, MessageSizeTooLargeError
 from kafka.producer.record_accumulator import RecordAccumulator
 from kafka.record.memory_records import MemoryRecords, MemoryRecordsBuilder
 
-from twinlens.broker import recordbatch
-from twinlens.broker.recordbatch import BatchFuture
-from twinlens.window import OutgoingRecord
+from twinlens.broker.repairs import recordbatch
+from twinlens.broker.repairs.recordbatch import BatchFuture
+from twinlens.window.item import OutgoingRecord
 
 TOPIC = "tweets.logits"
 payloads = st.binary(max_size=300)

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from tests.observed import DISPATCH
 from twinlens.errors import AskUser, RefusalReason, RefuseRecord
-from twinlens.inference.refusals import RefusalLimit, Refusals, as_metadata
+from twinlens.replica.refusals import RefusalLimit, Refusals, as_metadata
 from twinlens.settings import IntakeSettings
-from twinlens.window import Item, Window
+from twinlens.window.item import Item
+from twinlens.window.window import Window
 
 P0 = ("tweets", 0)
 

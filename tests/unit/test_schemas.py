@@ -12,7 +12,6 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from twinlens.errors import RefusalReason, RefuseRecord
-from twinlens.inference.outputs import OutputWriter
 from twinlens.records import (
     Record,
     decode_comparison,
@@ -21,9 +20,10 @@ from twinlens.records import (
     decode_prediction,
     encode,
 )
+from twinlens.replica.outputs import OutputWriter
 from twinlens.schemas import DEAD_LETTER_HEADERS, asyncapi, documents, example_records, json_schemas
 from twinlens.settings import OUTPUTS, Settings, TopicSettings
-from twinlens.window import Item
+from twinlens.window.item import Item
 
 DOCS = Path(__file__).parents[2] / "docs"
 DECODERS: dict[str, Callable[[bytes], Record]] = {

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from twinlens.cli.serve import UNHEALTHY_S, _failure
+from twinlens.serving.deploy import UNHEALTHY_S, failure_of
 
 REASON = "The broker lets User:tweeter not in."
 
@@ -19,17 +19,17 @@ def application(status: str, **messages: str) -> SimpleNamespace:
 def test_an_unhealthy_deployment_is_given_time_for_a_reason() -> None:
     """The monitor, say, fails its health check while the replica still tries to start."""
     unhealthy = application("UNHEALTHY", Monitor="A replica's health check failed.", Replica="")
-    assert _failure("tweets", unhealthy, 1.0) is None
-    assert "health check failed" in str(_failure("tweets", unhealthy, UNHEALTHY_S + 1))
+    assert failure_of("tweets", unhealthy, 1.0) is None
+    assert "health check failed" in str(failure_of("tweets", unhealthy, UNHEALTHY_S + 1))
 
 
 @pytest.mark.parametrize("status", ["DEPLOYING", "UNHEALTHY", "DEPLOY_FAILED"])
 def test_the_reason_is_told_as_soon_as_it_is_known(status: str) -> None:
     trace = f"Traceback ...\ntwinlens.errors.AskUser: {REASON}\n"
-    assert _failure("tweets", application(status, Monitor="A health check failed.", Replica=trace), 0.0) == REASON
+    assert failure_of("tweets", application(status, Monitor="A health check failed.", Replica=trace), 0.0) == REASON
 
 
 def test_a_failed_deployment_is_told_at_once() -> None:
     failed = application("DEPLOY_FAILED", Replica="The process was killed.")
-    assert "The process was killed." in str(_failure("tweets", failed, 0.0))
-    assert _failure("tweets", application("DEPLOYING", Replica=""), 0.0) is None
+    assert "The process was killed." in str(failure_of("tweets", failed, 0.0))
+    assert failure_of("tweets", application("DEPLOYING", Replica=""), 0.0) is None

@@ -20,8 +20,8 @@ from pydantic.fields import FieldInfo
 
 import twinlens
 from twinlens.errors import AskUser
-from twinlens.kafka_settings import SECRETS
-from twinlens.settings import DEMO_MODEL, ENV_PREFIX, Settings, _asking_user, own_variables
+from twinlens.settings import DEMO_MODEL, ENV_PREFIX, Settings, asking_user, own_variables
+from twinlens.settings.kafka import SECRETS
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"
 SECRET = "hunter2-and-more"
@@ -207,7 +207,7 @@ def test_each_mechanism_names_what_it_lacks(complete: dict[str, str]) -> None:
 
 def _load(kafka: dict[str, str]) -> Settings:
     """As `Settings.load`, but for secrets in the arguments."""
-    with _asking_user():
+    with asking_user():
         return Settings(kafka=kafka)
 
 

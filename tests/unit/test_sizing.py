@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from twinlens.inference.batching import Forward, Limits
-from twinlens.inference.cost import CostModel
-from twinlens.inference.sizing import Sizing
-from twinlens.window import Dispatch, Reason
+from twinlens.replica.batching import Forward, Limits
+from twinlens.replica.cost import CostModel
+from twinlens.replica.sizing import Sizing
+from twinlens.window.window import Dispatch, Reason
 
 #: 10 ms a pass and 1 ms a text of 10 tokens, in each of two paths.
 FORWARDS = [Forward(CostModel(np.array([10e-3, 1e-4, 0.0])), Limits(64, 10_000))] * 2

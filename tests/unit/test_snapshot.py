@@ -25,8 +25,8 @@ from tests.unit.test_divergence import (
     unhurried,
     without_alerts,
 )
-from twinlens.monitor.divergence import BUCKET_MS, KEPT_MS, State
 from twinlens.monitor.snapshot import VERSION, Snapshot, pack, to_msgpack, unpack
+from twinlens.monitor.state import BUCKET_MS, KEPT_MS, State
 from twinlens.monitor.statistics import RateDetector
 from twinlens.monitor.summary import summary
 from twinlens.records import ComparisonRecord, Tally

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinlens.monitor.divergence import BUCKET_MS, State
+from twinlens.monitor.state import BUCKET_MS, State
 from twinlens.monitor.statistics import RateDetector, confidence_sequence
 from twinlens.monitor.summary import WindowSummary, summary
 from twinlens.records import ComparisonRecord, ModelId, Tally

@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from twinlens.dashboard.terminal import render
-from twinlens.monitor.divergence import Alert, State
+from twinlens.monitor.state import Alert, State
 from twinlens.monitor.statistics import RateDetector
 from twinlens.monitor.summary import summary
 from twinlens.monitor.view import SnapshotStatus, View

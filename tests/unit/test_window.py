@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.observed import DISPATCH, item
-from twinlens.window import Abandoned, Backlog, Item, Partition, Window
+from twinlens.window.backlog import Abandoned, Backlog
+from twinlens.window.item import Item, Partition
+from twinlens.window.window import Window
 
 DEADLINE_S = 20.0
 P0, P1, P2 = PARTITIONS = [("tweets", number) for number in range(3)]

@@ -28,10 +28,12 @@ from kafka.errors import (
     UnsupportedSaslMechanismError,
 )
 
-from twinlens.broker.connections import Client, check_certificates, tls_error
 from twinlens.broker.oauth import TokenUnavailableError, token_provider
+from twinlens.broker.repairs.connections import Client
+from twinlens.broker.repairs.producer import close_producer, outlive_unreachable_coordinators
+from twinlens.broker.tls import check_certificates, tls_error
 from twinlens.errors import AskUser
-from twinlens.kafka_settings import KafkaSettings
+from twinlens.settings.kafka import KafkaSettings
 
 log = structlog.get_logger(__name__)
 
@@ -94,34 +96,8 @@ def new_producer(kafka: KafkaSettings, **arguments: Any) -> KafkaProducer:
             max_request_size=kafka.max_request_bytes,
             **arguments,
         )
-    _outlive_unreachable_coordinators(producer)
+    outlive_unreachable_coordinators(producer)
     return producer
-
-
-def _outlive_unreachable_coordinators(producer: KafkaProducer) -> None:
-    """Let `await_ready` say no where it raises. After an exception kafka-python 3.0.12 forgets the request that it was
-    about to send to a coordinator, and whoever waits for the answer waits for ever; after a no it tries again.
-    """
-    client = producer._sender._client
-    await_ready = client.await_ready
-
-    def ready(node_id: Any, timeout_ms: float) -> bool:
-        try:
-            return bool(await_ready(node_id, timeout_ms=timeout_ms))
-        except KafkaError as error:
-            log.info("broker not reachable", node=node_id, error=repr(error))
-            return False
-
-    client.await_ready = ready
-
-
-def close_producer(producer: KafkaProducer, timeout_s: float) -> None:
-    """Close also a producer that cannot flush any more: what it holds will be published by another one."""
-    try:
-        producer.close(timeout=timeout_s)
-    except KafkaError as error:
-        log.warning("producer closed with records in hand", reason=repr(error))
-        producer._sender.force_close()
 
 
 def new_admin(kafka: KafkaSettings) -> KafkaAdminClient:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import msgspec
 from kafka import KafkaProducer
@@ -12,7 +14,7 @@ from kafka.errors import MessageSizeTooLargeError
 from twinlens.broker.client import new_producer
 from twinlens.errors import AskUser
 from twinlens.fields import field_at
-from twinlens.kafka_settings import KafkaSettings
+from twinlens.settings.kafka import KafkaSettings
 
 TICK_S = 0.02  #: at a given rate, lines are sent in bursts this far apart
 
@@ -65,3 +67,21 @@ def key_of(line: bytes, field: str | None) -> bytes | None:
         return None
     value = field_at(body, field) if isinstance(body, dict) else None
     return None if value is None else str(value).encode()
+
+
+def read_lines(source: str) -> Iterator[bytes]:
+    """The lines of a file or of standard input, without their ends; empty lines are left out."""
+    if source == "-":
+        stream = sys.stdin.buffer
+    else:
+        try:
+            stream = Path(source).open("rb")  # noqa: SIM115 - closed when the generator ends
+        except OSError as error:
+            raise AskUser(f"The file {source} cannot be read: {error.strerror}.") from None
+    return _lines(stream)
+
+
+def _lines(stream: Iterator[bytes]) -> Iterator[bytes]:
+    for line in stream:
+        if stripped := line.rstrip(b"\r\n"):
+            yield stripped

@@ -19,14 +19,16 @@ from kafka import ConsumerGroupMetadata, ConsumerRebalanceListener, KafkaConsume
 from kafka.errors import AuthorizationError, KafkaError
 from kafka.structs import OffsetAndMetadata
 
-from twinlens.broker.assignor import SoleOwnerAssignor
 from twinlens.broker.client import TRANSIENT, naming_denials, new_consumer
 from twinlens.broker.lag import AssignedLag, LagMeter
-from twinlens.broker.membership import Membership
 from twinlens.broker.positions import Positions, Resume
 from twinlens.broker.publisher import SourceOffset
+from twinlens.broker.repairs.assignor import SoleOwnerAssignor
+from twinlens.broker.repairs.membership import Membership
 from twinlens.settings import Settings
-from twinlens.window import Abandoned, Backlog, Item, Partition, Window
+from twinlens.window.backlog import Abandoned, Backlog
+from twinlens.window.item import Item, Partition
+from twinlens.window.window import Window
 
 log = structlog.get_logger(__name__)
 

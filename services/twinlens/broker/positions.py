@@ -15,8 +15,9 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka.structs import OffsetAndMetadata
 
 from twinlens.broker.client import TRANSIENT
-from twinlens.broker.membership import Membership
-from twinlens.window import Abandoned, Backlog, Partition
+from twinlens.broker.repairs.membership import Membership
+from twinlens.window.backlog import Abandoned, Backlog
+from twinlens.window.item import Partition
 
 log = structlog.get_logger(__name__)
 

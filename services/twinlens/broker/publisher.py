@@ -13,10 +13,10 @@ from kafka.errors import AuthorizationError, KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from twinlens.broker.client import close_producer, naming_denials, new_producer
-from twinlens.broker.recordbatch import BatchFuture, send
+from twinlens.broker.repairs.recordbatch import BatchFuture, send
 from twinlens.errors import AskUser, RedoWindow, ReplaceReplica
 from twinlens.settings import Settings
-from twinlens.window import OutgoingRecord, Partition
+from twinlens.window.item import OutgoingRecord, Partition
 
 log = structlog.get_logger(__name__)
 

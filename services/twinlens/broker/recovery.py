@@ -19,7 +19,7 @@ from kafka.errors import KafkaError, UnsupportedVersionError
 
 from twinlens.broker.client import close_producer, naming_denials, new_admin, new_producer
 from twinlens.errors import AskUser
-from twinlens.kafka_settings import KafkaSettings
+from twinlens.settings.kafka import KafkaSettings
 
 log = structlog.get_logger(__name__)
 

@@ -14,8 +14,8 @@ from kafka.errors import AuthorizationError, KafkaError, TopicAlreadyExistsError
 
 from twinlens.broker.client import asking_user, denial, new_admin
 from twinlens.errors import AskUser
-from twinlens.kafka_settings import KafkaSettings
 from twinlens.settings import Settings
+from twinlens.settings.kafka import KafkaSettings
 
 DAY_MS = 24 * 60 * 60 * 1000
 SEGMENT_BYTES = 16 * 1024 * 1024  #: of the snapshots topic

@@ -13,19 +13,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from twinlens.broker import topics
-from twinlens.broker.deadletters import letter_at, read_letters
+from twinlens.broker.dlq import letter_at, read_letters
 from twinlens.broker.replay import Outcome, Replay
-from twinlens.cli.letters import by_reason, facts_of, json_of, readable_value, table_of
 from twinlens.cli.options import (
     AppOption,
     BrokersOption,
     ConfigOption,
     JsonOption,
     load_settings,
-    terminate_like_ctrl_c,
 )
+from twinlens.dashboard.letters import by_reason, facts_of, json_of, readable_value, table_of
 from twinlens.deadletter import overview
 from twinlens.errors import AskUser, RefusalReason
+from twinlens.serving.cluster import terminate_like_ctrl_c
 from twinlens.settings import Settings
 
 app = typer.Typer(help="Look at the dead letters, and replay them.", no_args_is_help=True)
@@ -128,7 +128,7 @@ def replay(
     """
     terminate_like_ctrl_c()
     settings = load_settings(config, bootstrap_servers, app_name)
-    if not (yes or dry_run or _can_ask()):
+    if not (yes or dry_run or can_ask()):
         raise AskUser(
             "Nobody can be asked, since standard input is no terminal. Give --yes, or --dry-run to look first."
         )
@@ -155,7 +155,8 @@ def replay(
         _say(settings, replaying.outcome, "replayed", json=json)
 
 
-def _can_ask() -> bool:
+def can_ask() -> bool:
+    """Whether somebody can answer a question."""
     return sys.stdin.isatty()
 
 

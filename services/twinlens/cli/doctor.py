@@ -15,11 +15,10 @@ from twinlens.cli.options import (
     AppOption,
     BrokersOption,
     ConfigOption,
-    check_autoscaling,
     load_settings,
-    read_application,
 )
 from twinlens.errors import AskUser
+from twinlens.serving.config import check_autoscaling, read_application
 from twinlens.settings import Settings
 
 OLDEST, NEWEST = (3, 11), (3, 13)
@@ -53,7 +52,7 @@ def doctor(config: ConfigOption = None, bootstrap_servers: BrokersOption = None,
     check("settings", settings)
     if loaded:
         chosen = loaded[0]
-        check("device", lambda: _device(chosen))
+        check("device", lambda: device_line(chosen))
         check("broker", lambda: _broker(chosen))
         check("topics", lambda: f"{access.check_application(chosen)} partitions of the input and each output")
         check("raw", lambda: _model(chosen, predict=False))
@@ -79,10 +78,11 @@ def _ray() -> str:
     return str(ray.__version__)
 
 
-def _device(settings: Settings) -> str:
+def device_line(settings: Settings) -> str:
+    """The device, and the number format that is fast on it."""
     import torch  # noqa: PLC0415
 
-    from twinlens.inference.model import resolve_device  # noqa: PLC0415
+    from twinlens.paths.model import resolve_device  # noqa: PLC0415
 
     device = resolve_device(settings.device)
     if device.startswith("cuda"):
@@ -106,7 +106,7 @@ def _broker(settings: Settings) -> str:
 
 
 def _model(settings: Settings, *, predict: bool) -> str:
-    from twinlens.inference.model import load_model  # noqa: PLC0415
+    from twinlens.paths.model import load_model  # noqa: PLC0415
 
     path = settings.predict if predict else settings.raw
     model = load_model(*settings.model_of(path), path.dtype, "cpu")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -12,9 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from twinlens.broker import topics
-from twinlens.broker.feed import feed, new_feed_producer
+from twinlens.broker.feed import feed, new_feed_producer, read_lines
 from twinlens.cli.options import AppOption, BrokersOption, ConfigOption, load_settings
-from twinlens.errors import AskUser
 
 
 def produce(
@@ -59,24 +57,6 @@ def produce(
     finally:
         producer.close(timeout=10)
     typer.echo(f"produced {sent} records to {target}")
-
-
-def read_lines(source: str) -> Iterator[bytes]:
-    """The lines of a file or of standard input, without their ends; empty lines are left out."""
-    if source == "-":
-        stream = sys.stdin.buffer
-    else:
-        try:
-            stream = Path(source).open("rb")  # noqa: SIM115 - closed when the generator ends
-        except OSError as error:
-            raise AskUser(f"The file {source} cannot be read: {error.strerror}.") from None
-    return _lines(stream)
-
-
-def _lines(stream: Iterator[bytes]) -> Iterator[bytes]:
-    for line in stream:
-        if stripped := line.rstrip(b"\r\n"):
-            yield stripped
 
 
 def _count_lines(path: Path) -> int:

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import re
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
 
 from twinlens.broker import access
-from twinlens.cli.options import check_autoscaling, read_config, terminate_like_ctrl_c
-from twinlens.cluster import local_cluster
-from twinlens.errors import AskUser
+from twinlens.serving.cluster import connected_cluster, local_cluster, terminate_like_ctrl_c
+from twinlens.serving.config import IMPORT_PATH, check_autoscaling, read_config
+from twinlens.serving.deploy import deploy_config, watch_applications
 from twinlens.settings import Settings
-
-IMPORT_PATH = "twinlens.app:build"
-LOOPBACK = "127.0.0.1"
-#: A deployment whose thread has died says nothing but that its health check failed. What has kept it from running keeps
-#: another one from starting, and that one's reason comes after a few tries.
-UNHEALTHY_S = 60.0
 
 
 def serve(
@@ -49,13 +38,14 @@ def serve(
             check_autoscaling(each, settings)
             _check(settings)
     names = [each.get("name", "default") for each in schema["applications"]]
-    with _cluster(address, verbose=verbose):
+    cluster = local_cluster(verbose=verbose) if address is None else connected_cluster(address, verbose=verbose)
+    with cluster:
         try:
             deploy_config(schema, lambda line: typer.echo(line, err=True))
             http = schema["http_options"]
             served = f"http://{http['host']}:{http['port']}"
             typer.echo(f"twinlens serves {', '.join(names)} at {served} (Ctrl-C stops)", err=True)
-            _watch(names, lambda line: typer.echo(line, err=True))
+            watch_applications(names, lambda line: typer.echo(line, err=True))
         except KeyboardInterrupt:
             typer.echo("stopping: replicas finish and commit what they have in hand", err=True)
         finally:
@@ -68,106 +58,7 @@ def serve(
 def _check(settings: Settings) -> None:
     """What can be known before anything is started: broker, topics, rights, models."""
     access.check_application(settings)
-    from twinlens.inference.model import check_model  # noqa: PLC0415 - imports transformers
+    from twinlens.paths.model import check_model  # noqa: PLC0415 - imports transformers
 
     for path in (settings.raw, settings.predict):
         check_model(*settings.model_of(path))
-
-
-def _cluster(address: str | None, *, verbose: bool) -> contextlib.AbstractContextManager[None]:
-    return local_cluster(verbose=verbose) if address is None else _connected(address, verbose=verbose)
-
-
-@contextlib.contextmanager
-def _connected(address: str, *, verbose: bool) -> Any:
-    import ray  # noqa: PLC0415
-
-    try:
-        ray.init(
-            address=address,
-            namespace="twinlens",
-            log_to_driver=verbose,
-            logging_level=logging.WARNING if verbose else logging.ERROR,
-        )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise AskUser(f"No Ray cluster answers at {address} ({str(error).splitlines()[0]}).") from None
-    terminate_like_ctrl_c()  # once more: ray.init() puts a handler of its own in place
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def deploy_config(schema: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Deploy a config file as `serve run` does (ray/serve/scripts.py) and wait until every application runs.
-
-    Unlike `serve.run` it leaves replicas alone whose deployment changed in nothing but `user_config`. AskUser when an
-    application cannot be deployed.
-    """
-    import ray.serve._private.api as private  # noqa: PLC0415 - there is no public call that takes a config file
-    from ray.serve.config import ProxyLocation  # noqa: PLC0415
-    from ray.serve.schema import ServeDeploySchema  # noqa: PLC0415
-
-    schema["http_options"] = {"host": LOOPBACK, "port": 8000, **(schema.get("http_options") or {})}
-    try:
-        config = ServeDeploySchema.model_validate(schema)
-    except ValueError as error:
-        raise AskUser(f"The config file is no Ray Serve config: {' '.join(str(error).split())}.") from None
-    client = private.serve_start(
-        http_options=config.http_options.model_dump(), proxy_location=ProxyLocation(config.proxy_location)
-    )
-    client.deploy_apps(config, _blocking=False)
-    _wait_until_running([each.name for each in config.applications], say)
-
-
-def _wait_until_running(names: list[str], say: Callable[[str], None]) -> None:
-    from ray import serve as ray_serve  # noqa: PLC0415
-
-    said = ""
-    healthy_at = dict.fromkeys(names, time.monotonic())
-    while True:
-        applications = ray_serve.status().applications
-        states = {name: applications[name].status for name in names if name in applications}
-        for name, state in states.items():
-            if state != "UNHEALTHY":
-                healthy_at[name] = time.monotonic()
-            if reason := _failure(name, applications[name], time.monotonic() - healthy_at[name]):
-                raise AskUser(reason)
-        if len(states) == len(names) and all(state == "RUNNING" for state in states.values()):
-            return
-        if (line := ", ".join(f"{name} {state.lower()}" for name, state in states.items())) != said:
-            say(line)
-            said = line
-        time.sleep(0.2)
-
-
-def _failure(name: str, application: Any, unhealthy_s: float) -> str | None:
-    """Why an application will not run; None while it still may."""
-    messages = " ".join([application.message, *(d.message for d in application.deployments.values())])
-    if reason := reason_in(messages):
-        return reason
-    if application.status == "DEPLOY_FAILED" or unhealthy_s > UNHEALTHY_S:
-        return f"The application {name} could not be deployed: {messages.strip()[-2000:]}"
-    return None
-
-
-def _watch(names: list[str], say: Callable[[str], None]) -> NoReturn:
-    """Say when an application stops running, and when it runs again, until interrupted."""
-    from ray import serve as ray_serve  # noqa: PLC0415
-
-    said = dict.fromkeys(names, "RUNNING")
-    while True:
-        time.sleep(2)
-        for name, application in ray_serve.status().applications.items():
-            if said.get(name, application.status) != application.status:
-                said[name] = application.status
-                messages = " ".join(d.message for d in application.deployments.values() if d.message)
-                why = reason_in(messages) or messages or application.message
-                hint = "" if application.status == "RUNNING" else " (--verbose shows the replicas' logs)"
-                say(" ".join(f"{name} {application.status.lower()} {why}".split()) + hint)
-
-
-def reason_in(message: str) -> str | None:
-    """The sentence of an AskUser that was raised in another process and came back as part of a traceback."""
-    found = re.search(r"AskUser: (.+)", message)
-    return found.group(1).strip() if found else None

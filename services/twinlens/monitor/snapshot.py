@@ -5,7 +5,7 @@ was written. The record is msgpack, compressed by zlib. Nearly all of a state is
 record one is two columns, the gaps between its buckets and the counts, which are small numbers most of the time. Of an
 hour of 1,000 tweets/s with score differences over six decades, 7.1 MB of JSON, that makes 0.5 MB.
 
->>> from twinlens.monitor.divergence import State
+>>> from twinlens.monitor.state import State
 >>> from twinlens.monitor.snapshot import Snapshot, pack, to_msgpack, unpack
 >>> from twinlens.monitor.statistics import RateDetector
 >>> state = State(application="twinlens", detector=RateDetector(baseline_rate=0.02, run_length_tweets=1_000_000))
@@ -25,7 +25,7 @@ from typing import Any, Final
 
 import msgspec
 
-from twinlens.monitor.divergence import State
+from twinlens.monitor.state import State
 from twinlens.monitor.statistics import RateDetector
 
 VERSION: Final = 1  #: to be raised when an older snapshot would be read to mean something else

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from twinlens.monitor.divergence import BUCKET_MS, KEPT_MS, Alert, Counts, State
+from twinlens.monitor.state import BUCKET_MS, KEPT_MS, Alert, Counts, State
 from twinlens.monitor.statistics import confidence_sequence
 from twinlens.records import Histogram, Tally
 from twinlens.sketch import quantile

@@ -10,7 +10,7 @@ BATCH = 32
 
 def fixed_batches() -> None:
     """Replace the split in this process."""
-    from twinlens.inference import compute
+    from twinlens.replica import compute
 
     assert callable(compute.split)  # type: ignore[attr-defined]  # else there is nothing to replace
     compute.split = in_order  # type: ignore[attr-defined]

@@ -29,8 +29,8 @@ from kafka.errors import RetriableError
 from tests.benchmarks.rivals.job import Job, Source
 from tests.benchmarks.system import CPUS, DEADLINE_S, backlog, tweets
 from twinlens.broker.client import new_admin
-from twinlens.broker.embedded import die_with_parent
 from twinlens.broker.reading import read_topics
+from twinlens.demo.embedded import die_with_parent
 from twinlens.settings import DEMO_MODEL, Settings
 
 ROOT = Path(__file__).parents[3]

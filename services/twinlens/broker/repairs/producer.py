@@ -1,0 +1,37 @@
+"""A producer that survives a coordinator that cannot be reached, and that can be closed when it cannot flush."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+from kafka import KafkaProducer
+from kafka.errors import KafkaError
+
+log = structlog.get_logger(__name__)
+
+
+def outlive_unreachable_coordinators(producer: KafkaProducer) -> None:
+    """Let `await_ready` say no where it raises. After an exception kafka-python 3.0.12 forgets the request that it was
+    about to send to a coordinator, and whoever waits for the answer waits for ever; after a no it tries again.
+    """
+    client = producer._sender._client
+    await_ready = client.await_ready
+
+    def ready(node_id: Any, timeout_ms: float) -> bool:
+        try:
+            return bool(await_ready(node_id, timeout_ms=timeout_ms))
+        except KafkaError as error:
+            log.info("broker not reachable", node=node_id, error=repr(error))
+            return False
+
+    client.await_ready = ready
+
+
+def close_producer(producer: KafkaProducer, timeout_s: float) -> None:
+    """Close also a producer that cannot flush any more: what it holds will be published by another one."""
+    try:
+        producer.close(timeout=timeout_s)
+    except KafkaError as error:
+        log.warning("producer closed with records in hand", reason=repr(error))
+        producer._sender.force_close()

@@ -1,0 +1,103 @@
+"""The snapshots topic: one partition, compacted; of each application, which is the key, only the last record counts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, RecordListTooLargeError
+
+from twinlens.broker.client import close_producer, naming_denials, new_consumer, new_producer
+from twinlens.errors import AskUser
+from twinlens.settings import Settings
+from twinlens.window.item import Headers
+
+PARTITION = 0
+POLL_MS = 200
+READ_TIMEOUT_S = 30.0  #: without a record for this long reading is given up
+WRITE_TIMEOUT_S = 10.0
+STEP = 4  #: how much farther back each look for the last record goes than the one before
+
+
+def read_last(settings: Settings) -> bytes | None:
+    """Value of the application's last record; None where there is none.
+
+    Looks for it from the end backwards: a topic that has not been compacted yet may hold thousands. Raises KafkaError,
+    and AskUser when there is no such topic: what cannot be read must not be taken for what is not there.
+    """
+    partition = TopicPartition(settings.topics.snapshots, PARTITION)
+    consumer: KafkaConsumer = new_consumer(settings.kafka, auto_offset_reset="earliest")
+    try:
+        if PARTITION not in consumer.partitions_for_topic(partition.topic):
+            raise AskUser(f"Missing topics: {partition.topic}. Create them with `twinlens topics create`.")
+        consumer.assign([partition])
+        beginning = consumer.beginning_offsets([partition])[partition]
+        end = consumer.end_offsets([partition])[partition]
+        back = 1
+        while beginning < end:
+            start = max(beginning, end - back)
+            last = None
+            for record in _between(consumer, partition, start, end):
+                if record.key == _key(settings):
+                    last = record
+            if last is not None:
+                return None if last.value is None else bytes(last.value)
+            end, back = start, back * STEP
+        return None
+    finally:
+        consumer.close()
+
+
+class SnapshotWriter:
+    """Appends to the snapshots topic. Owns a producer, and makes another one after a failure; not thread-safe."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._producer: KafkaProducer | None = None
+
+    def write(self, value: bytes, headers: Headers) -> None:
+        """Append the application's next record and wait, up to `WRITE_TIMEOUT_S` twice, until all replicas have it.
+
+        Raises KafkaError, where it may have been written all the same, or AskUser, also where it is too large.
+        """
+        with naming_denials(self._settings.kafka, "Write"):
+            self._write(value, headers)
+
+    def _write(self, value: bytes, headers: Headers) -> None:
+        topic, key = self._settings.topics.snapshots, _key(self._settings)
+        try:
+            if self._producer is None:
+                self._producer = new_producer(self._settings.kafka, max_block_ms=int(WRITE_TIMEOUT_S * 1000))
+            self._producer.send(topic, value, key, headers, PARTITION).get(timeout=WRITE_TIMEOUT_S)
+        except (MessageSizeTooLargeError, RecordListTooLargeError):
+            raise AskUser(
+                f"A snapshot is too large: raise kafka.max_request_bytes, and max.message.bytes of {topic} with it."
+            ) from None
+        except KafkaError:
+            self.close()  # with what it may hold: the next snapshot is a newer one
+            raise
+
+    def close(self) -> None:
+        """Close the producer. May be called more than once."""
+        if self._producer is not None:
+            close_producer(self._producer, timeout_s=1)
+            self._producer = None
+
+
+def _key(settings: Settings) -> bytes:
+    return settings.application.encode()
+
+
+def _between(consumer: KafkaConsumer, partition: TopicPartition, start: int, end: int) -> Iterator[Any]:
+    """Records from offset `start` on and before `end`, as far as compaction has left them."""
+    consumer.seek(partition, start)
+    heard = time.monotonic()
+    while consumer.position(partition) < end:
+        records = consumer.poll(POLL_MS).get(partition, [])
+        yield from (record for record in records if record.offset < end)
+        if records:
+            heard = time.monotonic()
+        elif time.monotonic() - heard > READ_TIMEOUT_S:
+            raise KafkaTimeoutError(f"{partition.topic} gave no record for {READ_TIMEOUT_S:g} s")

@@ -1,0 +1,93 @@
+"""A Ray of our own on this machine, for `twinlens demo`, `twinlens serve` and the tests; gone after the block."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from twinlens.errors import AskUser
+
+OBJECT_STORE_BYTES = 100 * 1024 * 1024  #: twinlens puts nothing there
+
+
+@contextlib.contextmanager
+def local_cluster(num_cpus: int | None = None, *, verbose: bool = False) -> Iterator[None]:
+    """Run Ray with `num_cpus` logical CPUs (default: those of the machine) until the block ends."""
+    # A token of our own keeps other users of the machine out and Ray from writing one into the home folder.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "1" if verbose else "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray  # noqa: PLC0415 - takes a second; `twinlens --help` need not wait for it
+    from ray import serve  # noqa: PLC0415
+
+    folder = Path(tempfile.mkdtemp(prefix="twinlens-"))
+    if not verbose:
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    terminate = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            log_to_driver=verbose,
+            logging_level=logging.WARNING if verbose else logging.ERROR,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=str(folder),
+            namespace="twinlens",
+        )
+        # Ray's own handler of SIGTERM aborts the process, and whatever was started stays behind.
+        signal.signal(signal.SIGTERM, terminate)
+        yield
+        # Deleting the applications lets replicas finish and commit. The controller goes with the cluster: shutting
+        # Serve down before it costs seconds and makes Ray report calls to a controller that is no more.
+        for name in list(serve.status().applications):
+            serve.delete(name)
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def connected_cluster(address: str, *, verbose: bool) -> Iterator[None]:
+    """A Ray that runs already. AskUser when none answers."""
+    import ray  # noqa: PLC0415
+
+    try:
+        ray.init(
+            address=address,
+            namespace="twinlens",
+            log_to_driver=verbose,
+            logging_level=logging.WARNING if verbose else logging.ERROR,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise AskUser(f"No Ray cluster answers at {address} ({str(error).splitlines()[0]}).") from None
+    terminate_like_ctrl_c()  # once more: ray.init() puts a handler of its own in place
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def terminate_like_ctrl_c() -> None:
+    """Make SIGTERM end the command as Ctrl-C does, so that everything it started is stopped."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+def free_port() -> int:
+    """A loopback port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

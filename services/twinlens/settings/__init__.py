@@ -1,0 +1,42 @@
+"""Every setting, in one typed tree; `tree.py` has it, `kafka.py` its section on the cluster."""
+
+from twinlens.settings.kafka import SECRETS, KafkaSettings
+from twinlens.settings.tree import (
+    DEMO_MODEL,
+    ENV_PREFIX,
+    ONE_MODEL,
+    OUTPUTS,
+    BatchingSettings,
+    CompareSettings,
+    IntakeSettings,
+    MonitorSettings,
+    OutputSettings,
+    PathSettings,
+    PredictSettings,
+    RawSettings,
+    Settings,
+    TopicSettings,
+    asking_user,
+    own_variables,
+)
+
+__all__ = [
+    "DEMO_MODEL",
+    "ENV_PREFIX",
+    "ONE_MODEL",
+    "OUTPUTS",
+    "SECRETS",
+    "BatchingSettings",
+    "CompareSettings",
+    "IntakeSettings",
+    "KafkaSettings",
+    "MonitorSettings",
+    "OutputSettings",
+    "PathSettings",
+    "PredictSettings",
+    "RawSettings",
+    "Settings",
+    "TopicSettings",
+    "asking_user",
+    "own_variables",
+]
