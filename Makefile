@@ -1,4 +1,4 @@
-# `make` lists the targets. Nothing outside .venv/, dist/ and the tools' caches is written, but by `make docs`.
+# `make` lists the targets. All targets except `make docs` write only to .venv/, dist/ and the tools' caches.
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +14,7 @@ QUIX := $(VENV)/quix
 QUIX_REQUIREMENTS := tests/benchmarks/rivals/requirements-quix.txt
 SOURCES := services tests
 
-# What `venv`, `venv-test` and `venv-bench` have in common; $(1) is what pip installs besides the constraints.
+# The part that `venv`, `venv-test` and `venv-bench` share; $(1) is what pip installs under the constraints.
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || { \
 	  echo "twinlens needs Python 3.11, 3.12 or 3.13, and '$(PYTHON)' is $$($(PYTHON) -V 2>/dev/null || echo missing): name another one, as in 'make venv PYTHON=python3.12'." >&2; exit 1; }
@@ -31,13 +31,13 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: venv
-venv: $(VENV)/.installed ## install into .venv what running twinlens needs
+venv: $(VENV)/.installed ## install what twinlens needs to run, into .venv
 
 .PHONY: venv-test
-venv-test: $(VENV)/.installed-test ## install what its tests need, too
+venv-test: $(VENV)/.installed-test ## also install what the tests need
 
 .PHONY: venv-bench
-venv-bench: $(VENV)/.installed-bench $(QUIX)/.installed ## install what the benchmarks need, too
+venv-bench: $(VENV)/.installed-bench $(QUIX)/.installed ## also install what the benchmarks need
 
 $(VENV)/.installed: $(MANIFESTS)
 	$(call install,.)
@@ -50,7 +50,8 @@ $(VENV)/.installed-bench: $(MANIFESTS)
 	$(call install,.[bench])
 	@touch $(VENV)/.installed $(VENV)/.installed-test
 
-# Quix Streams cannot be installed beside twinlens. A Python of its own has it, and all else from twinlens's.
+# Quix Streams cannot be installed together with twinlens. It has its own virtual environment, which takes all other
+# packages from that of twinlens.
 $(QUIX)/.installed: $(VENV)/.installed-bench $(QUIX_REQUIREMENTS)
 	@echo "installing Quix Streams into $(QUIX)"
 	@$(BIN)/python -m venv --clear $(QUIX)
@@ -61,7 +62,7 @@ $(QUIX)/.installed: $(VENV)/.installed-bench $(QUIX_REQUIREMENTS)
 	@touch $@
 
 .PHONY: demo
-demo: venv ## run the whole stream on this machine; options in ARGS, as in ARGS='--help'
+demo: venv ## run the whole stream on this machine; options in ARGS, for example ARGS='--help'
 	@$(BIN)/twinlens demo $(ARGS)
 
 .PHONY: lint
@@ -71,24 +72,24 @@ lint: venv-test ## ruff and mypy
 	$(BIN)/mypy --strict services
 
 .PHONY: test
-test: lint ## lint, then the quick tests; options in PYTEST_ARGS, as in PYTEST_ARGS='-k sketch'
+test: lint ## lint, then the quick tests; options in PYTEST_ARGS, for example PYTEST_ARGS='-k sketch'
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 .PHONY: test-slow
-test-slow: venv-test ## the tests that take longer: deaths and rebalances on a real Kafka, fuzzing, a short chaos run
+test-slow: venv-test ## the slower tests: killed replicas and rebalances on a real Kafka, fuzzing, a short chaos run
 	$(BIN)/pytest -m '(slow or chaos) and not testcontainers' $(PYTEST_ARGS)
 
 .PHONY: chaos
-chaos: venv-test ## half an hour of faults while tweets stream; needs KAFKA_HOME; REPORT=FILE gets the results
+chaos: venv-test ## half an hour of faults while tweets stream; needs KAFKA_HOME; REPORT=FILE writes the results
 	TWINLENS_CHAOS_TWEETS=$(or $(TWINLENS_CHAOS_TWEETS),300000) TWINLENS_CHAOS_FAULTS=$(or $(TWINLENS_CHAOS_FAULTS),200) \
 	TWINLENS_CHAOS_REPORT='$(REPORT)' TWINLENS_REQUIRE_KAFKA=1 $(BIN)/pytest tests/chaos -m chaos -s $(PYTEST_ARGS)
 
 .PHONY: bench
-bench: venv-bench ## the benchmarks; needs KAFKA_HOME for most
+bench: venv-bench ## run the benchmarks; most of them need KAFKA_HOME
 	$(BIN)/pytest tests/benchmarks -m benchmark -s -p no:randomly $(PYTEST_ARGS)
 
 .PHONY: docs
-docs: venv ## write docs/schemas and docs/asyncapi.json anew from the record types
+docs: venv ## write docs/schemas and docs/asyncapi.json again from the record types
 	$(BIN)/python -m twinlens.schemas docs
 
 .PHONY: wheel
