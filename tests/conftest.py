@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.apache_kafka import apache_kafka, kafka_home
-from tests.secure_kafka import SecureKafka, secure_kafka
+from tests.support.apache_kafka import apache_kafka, kafka_home
+from tests.support.secure_kafka import SecureKafka, secure_kafka
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the hub; a wrong name must fail at once
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -32,11 +32,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
-    """`model_folder(family, head)`: folder of a tiny model, built on first use; see `tests.models.build_model`."""
+    """`model_folder(family, head)`: folder of a tiny model, built on first use by `tests.support.models.build_model`."""
     import torch
     from transformers.utils import logging
 
-    from tests.models import build_model
+    from tests.support.models import build_model
 
     torch.set_num_threads(1)
     logging.disable_progress_bar()

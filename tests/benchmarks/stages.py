@@ -92,12 +92,12 @@ def watch(path: str) -> None:
     from twinlens.window.backlog import Backlog
 
     seen = _Watch(Path(path))
-    _before(Intake, "_hand_over", seen.fetched)
+    _before(Intake, "hand_over", seen.fetched)
     _before(Backlog, "fill", seen.waiting)
     _after(Backlog, "draw", seen.drawn)
     _after(Inference, "run", seen.computed)
-    _before(Publishing, "_commit", seen.publishing)
-    _after(Publishing, "_commit", seen.published)
+    _before(Publishing, "commit", seen.publishing)
+    _after(Publishing, "commit", seen.published)
     _before(KafkaProducer, "send_offsets_to_transaction", functools.partial(seen.note, "offered"))
     _before(KafkaProducer, "flush", functools.partial(seen.note, "offsets"))
     _before(KafkaProducer, "commit_transaction", functools.partial(seen.note, "stored"))

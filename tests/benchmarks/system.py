@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from ray import serve
 
-from tests.apache_kafka import apache_kafka, kafka_home
 from tests.benchmarks.machine import CPUS
-from tests.serving import run, start_http
+from tests.support.apache_kafka import apache_kafka, kafka_home
+from tests.support.serving import run, start_http
 from twinlens import app, records
 from twinlens.broker import topics
 from twinlens.broker.feed import feed, new_feed_producer

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ModelFolder
-from tests.models import demo_tweets
+from tests.support.models import demo_tweets
 from twinlens import records
 from twinlens.audit import committed_offsets
 from twinlens.broker import topics

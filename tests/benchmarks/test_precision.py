@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.benchmarks.limit import BATCH, DATA
 from tests.benchmarks.system import CPUS
-from tests.models import demo_tweets
+from tests.support.models import demo_tweets
 
 FORMATS = ("float32", "bfloat16", "float16", "int8")
 REPETITIONS = 3

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from tests.chaos.proxy import ADD_OFFSETS_TO_TXN, END_TXN, TXN_OFFSET_COMMIT
 from tests.chaos.stream import Stream, poison
 from tests.chaos.system import PARTITIONS, REPLICAS, SESSION_TIMEOUT_S, System
-from tests.integration.helpers import wait_until
+from tests.support.replicas import wait_until
 
 Fault = Callable[[System, Stream, random.Random], str]  #: returns the detail for the timeline
 

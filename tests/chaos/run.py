@@ -18,7 +18,7 @@ from tests.chaos.faults import FAULTS
 from tests.chaos.stream import Progress, Stream
 from tests.chaos.system import System
 from tests.chaos.verify import problems
-from tests.integration.helpers import wait_until
+from tests.support.replicas import wait_until
 from twinlens import audit
 from twinlens.cli.watch import fetch
 from twinlens.errors import AskUser, TwinlensError

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from kafka import TopicPartition
 from kafka.errors import KafkaError
 
-from tests.integration.helpers import lines
+from tests.support.replicas import lines
 from twinlens.broker.client import new_admin, new_producer
 from twinlens.errors import RefusalReason
 from twinlens.settings import Settings

@@ -13,11 +13,11 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from tests.apache_kafka import Cluster, Listener, apache_kafka, free_ports
 from tests.chaos.proxy import Proxy
 from tests.chaos.stream import MAX_TEXT_CHARS
 from tests.e2e.conftest import pids
-from tests.integration.helpers import wait_until
+from tests.support.apache_kafka import Cluster, Listener, apache_kafka, free_ports
+from tests.support.replicas import wait_until
 from twinlens.broker import topics
 from twinlens.broker.client import new_admin
 from twinlens.errors import AskUser

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.apache_kafka import kafka_home
 from tests.chaos.faults import FAULTS
 from tests.chaos.markdown import markdown
 from tests.chaos.run import experiment
 from tests.chaos.system import running_system
 from tests.conftest import ModelFolder
+from tests.support.apache_kafka import kafka_home
 
 TWEETS = int(os.environ.get("TWINLENS_CHAOS_TWEETS") or 20_000)
 STRIKES = int(os.environ.get("TWINLENS_CHAOS_FAULTS") or 20)

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.apache_kafka import free_ports
 from tests.chaos.proxy import END_TXN, TXN_OFFSET_COMMIT, Proxy
-from tests.integration.helpers import wait_until
+from tests.support.apache_kafka import free_ports
+from tests.support.replicas import wait_until
 
 NODE = 1
 MUCH_S = 20.0

@@ -13,7 +13,7 @@ from kafka.admin import ConfigResource
 from kafka.errors import KafkaConnectionError, KafkaTimeoutError
 from kafka.net.compat import KafkaNetClient
 
-from tests.integration.helpers import published
+from tests.support.replicas import published
 from twinlens.audit import committed_offsets
 from twinlens.broker import publisher as module
 from twinlens.broker import topics

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ray import serve
 
-from tests.serving import start_http
+from tests.support.serving import start_http
 from twinlens.app import application
 from twinlens.broker import topics
 from twinlens.demo.embedded import embedded_broker

@@ -14,7 +14,7 @@ import pytest
 from ray import cloudpickle, serve
 
 from tests.e2e.conftest import Deployed, new_settings, pids
-from tests.integration.helpers import committed, lines, produce, wait_until
+from tests.support.replicas import committed, lines, produce, wait_until
 from twinlens import app as wiring
 from twinlens import records
 from twinlens.audit import audit

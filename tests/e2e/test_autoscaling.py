@@ -8,7 +8,7 @@ import pytest
 from ray import serve
 
 from tests.e2e.conftest import new_settings
-from tests.integration.helpers import committed, lines, produce, published, wait_until
+from tests.support.replicas import committed, lines, produce, published, wait_until
 from twinlens.audit import audit
 from twinlens.records import decode_comparison
 from twinlens.serving.config import LAG_POLICY

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.integration.helpers import lines, wait_until
+from tests.support.replicas import lines, wait_until
 from twinlens.demo.embedded import embedded_broker
 from twinlens.serving.cluster import free_port
 
@@ -230,7 +230,7 @@ def test_audit_exits_with_1_when_tweets_are_missing(address: str, tmp_path: Path
     from kafka import TopicPartition
     from kafka.structs import OffsetAndMetadata
 
-    from tests.integration.helpers import produce
+    from tests.support.replicas import produce
     from twinlens.broker.client import new_consumer
     from twinlens.cli.options import load_settings
 

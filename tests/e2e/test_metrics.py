@@ -11,7 +11,7 @@ import ray
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.conftest import Deployed, new_settings
-from tests.integration.helpers import lines, produce, wait_until
+from tests.support.replicas import lines, produce, wait_until
 from twinlens.window.window import Reason
 
 Samples = dict[str, list[tuple[dict[str, str], float]]]

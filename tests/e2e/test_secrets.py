@@ -16,8 +16,8 @@ from ray.experimental import internal_kv
 from ray.serve.context import _get_global_client
 
 from tests.conftest import ModelFolder
-from tests.integration.helpers import committed, lines, produce, published, wait_until
-from tests.secure_kafka import PASSWORD, SecureKafka, acl
+from tests.support.replicas import committed, lines, produce, published, wait_until
+from tests.support.secure_kafka import PASSWORD, SecureKafka, acl
 from twinlens.audit import audit
 from twinlens.broker import topics
 from twinlens.errors import AskUser

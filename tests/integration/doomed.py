@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from tests.integration.helpers import assigned, wait_until
+from tests.support.replicas import assigned, wait_until
 from twinlens.broker.publisher import AtLeastOncePublisher, TransactionalPublisher
 from twinlens.replica.replica import new_replica
 from twinlens.settings import Settings

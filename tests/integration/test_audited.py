@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from tests.integration.helpers import committed, lines, produce, published, running_replica, wait_until
-from tests.observed import item
+from tests.support.observed import item
+from tests.support.replicas import committed, lines, produce, published, running_replica, wait_until
 from twinlens import records
 from twinlens.audit import Report, audit
 from twinlens.broker import topics

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ModelFolder
-from tests.integration.helpers import (
+from tests.support.replicas import (
     DEADLINE_S,
     committed,
     lines,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from transformers import TextClassificationPipeline
 
-from tests.observed import observed
+from tests.support.observed import observed
 from twinlens.paths.derive import derive
 from twinlens.paths.observations import NON_FINITE, Observations, PathFacts, resolve_function
 

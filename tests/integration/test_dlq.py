@@ -16,7 +16,7 @@ from kafka.producer.future import FutureProduceResult, FutureRecordMetadata
 from kafka.structs import OffsetAndMetadata
 from typer.testing import CliRunner
 
-from tests.integration.helpers import produce, run_through
+from tests.support.replicas import produce, run_through
 from twinlens.audit import audit
 from twinlens.broker import reading
 from twinlens.broker import replay as replaying

@@ -1,7 +1,7 @@
 """Thousands of mutated records through one running replica: each comes out once, as results or as a dead letter.
 
-hypothesis draws a kind and a seed for each record (`tests.mutations`). Assertions name the record; nothing is shrunk,
-since the replica has moved on.
+hypothesis draws a kind and a seed for each record (`tests.support.mutations`). Assertions name the record; nothing is
+shrunk, since the replica has moved on.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.producer import producer_batch
 
 from tests.conftest import ModelFolder
-from tests.integration.helpers import committed, running_replica, wait_until
-from tests.mutations import MUTATORS, Sent, expected, make
+from tests.support.mutations import MUTATORS, Sent, expected, make
+from tests.support.replicas import committed, running_replica, wait_until
 from twinlens import records
 from twinlens.audit import audit
 from twinlens.broker import topics

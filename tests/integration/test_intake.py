@@ -14,7 +14,7 @@ from kafka.future import Future
 from kafka.structs import OffsetAndMetadata
 
 from tests.conftest import ModelFolder
-from tests.integration.helpers import DEADLINE_S, assigned, committed, lines, produce, running_replica, wait_until
+from tests.support.replicas import DEADLINE_S, assigned, committed, lines, produce, running_replica, wait_until
 from twinlens.audit import audit
 from twinlens.broker.publisher import TransactionalPublisher
 from twinlens.broker.repairs.assignor import SoleOwnerAssignor

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tests.conftest import ModelFolder
-from tests.models import demo_tweets
-from tests.observed import texts_of
+from tests.support.models import demo_tweets
+from tests.support.observed import texts_of
 from twinlens.errors import ReplaceReplica
 from twinlens.paths.model import LoadedModel, load_model
 from twinlens.paths.observations import Observations

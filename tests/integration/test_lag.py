@@ -10,7 +10,7 @@ import pytest
 from kafka import TopicPartition
 from kafka.errors import KafkaTimeoutError
 
-from tests.integration.helpers import committed, lines, produce, running_replica, wait_until
+from tests.support.replicas import committed, lines, produce, running_replica, wait_until
 from twinlens.autoscaling import ReplicaStats
 from twinlens.broker.client import new_consumer
 from twinlens.broker.lag import AssignedLag, LagMeter

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from tests.conftest import ModelFolder
-from tests.models import build_model
+from tests.support.models import build_model
 from twinlens.errors import AskUser
 from twinlens.paths.model import keeps_state, load_model, resolve_device
 

@@ -25,8 +25,8 @@ from transformers import (
 )
 
 from tests.conftest import ModelFolder
-from tests.models import FAMILIES, HEADS, ODD_TEXTS, POSITIONS, VOCABULARY, build_tokenizer, demo_tweets
-from tests.observed import texts_of
+from tests.support.models import FAMILIES, HEADS, ODD_TEXTS, POSITIONS, VOCABULARY, build_tokenizer, demo_tweets
+from tests.support.observed import texts_of
 from twinlens.paths.model import UNLIMITED, LoadedModel, load_model
 from twinlens.paths.observations import Observations
 from twinlens.paths.predict import PredictPath
@@ -272,7 +272,7 @@ def test_half_precision_is_the_stock_pipeline_too(case: Cases) -> None:
 
 
 def test_labels_that_are_numbers(case: Cases, model_folder: ModelFolder, tmp_path: Path) -> None:
-    from tests.models import build_model
+    from tests.support.models import build_model
 
     folder = build_model(tmp_path, "bert", "three", id2label={0: 0, 1: 1, 2: 2}, label2id={0: 0, 1: 1, 2: 2})
     model = load_model(str(folder), None, "float32", "cpu")

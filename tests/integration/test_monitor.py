@@ -15,7 +15,7 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaConnectionError, KafkaTimeoutError, TopicAuthorizationFailedError
 from structlog.testing import capture_logs
 
-from tests.integration.helpers import is_unwell, published, wait_until
+from tests.support.replicas import is_unwell, published, wait_until
 from tests.unit.test_divergence import comparison, without_alerts
 from twinlens.audit import read_topics
 from twinlens.broker import snapshot_topic, topics

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from kafka.errors import NotCoordinatorError
 
-from tests.integration.helpers import wait_until
+from tests.support.replicas import wait_until
 from twinlens.monitor import monitor as module
 from twinlens.settings import Settings
 from twinlens.threads import WatchedThread

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.conftest import ModelFolder
-from tests.models import POSITIONS, demo_tweets
-from tests.observed import BROKEN, texts_of
+from tests.support.models import POSITIONS, demo_tweets
+from tests.support.observed import BROKEN, texts_of
 from twinlens.paths.model import load_model
 from twinlens.paths.noise import KEPT, NoiseFloor
 from twinlens.paths.observations import Observations, softmax

@@ -10,7 +10,7 @@ import pytest
 from kafka.coordinator.consumer import ConsumerCoordinator
 
 from tests.conftest import ModelFolder
-from tests.integration.helpers import assigned, committed, lines, produce, running_replica, wait_until
+from tests.support.replicas import assigned, committed, lines, produce, running_replica, wait_until
 from twinlens.audit import audit
 from twinlens.broker.client import new_admin
 from twinlens.broker.intake import POLL_MS

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ModelFolder
-from tests.integration.helpers import assigned, committed, lines, produce, running_replica, wait_until
+from tests.support.replicas import assigned, committed, lines, produce, running_replica, wait_until
 from twinlens.audit import Report, audit
 from twinlens.broker import topics
 from twinlens.broker.publisher import TransactionalPublisher

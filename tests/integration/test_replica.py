@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from tests.integration.helpers import (
+from tests.support.replicas import (
     committed,
     is_unwell,
     lines,

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.conftest import ModelFolder
-from tests.integration.helpers import lines, produce, running_replica, wait_until
-from tests.secure_kafka import KEY_PASSWORD, PASSWORD, USER, SecureKafka, acl, unsigned_token
-from tests.token_server import TokenServer
+from tests.support.replicas import lines, produce, running_replica, wait_until
+from tests.support.secure_kafka import KEY_PASSWORD, PASSWORD, USER, SecureKafka, acl, unsigned_token
+from tests.support.token_server import TokenServer
 from twinlens.audit import audit
 from twinlens.broker import client, topics
 from twinlens.broker.client import new_admin

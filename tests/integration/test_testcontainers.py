@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.conftest import ModelFolder, docker_answers
-from tests.integration.helpers import lines, produce, run_through
+from tests.support.replicas import lines, produce, run_through
 from twinlens.audit import audit
 from twinlens.broker import topics
 from twinlens.settings import Settings

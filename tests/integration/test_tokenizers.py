@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.conftest import ModelFolder
-from tests.observed import texts_of
+from tests.support.observed import texts_of
 from twinlens.paths import tokenize
 from twinlens.paths.model import LoadedModel, load_model
 from twinlens.paths.predict import ObservedPipeline, PredictPath

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.observed import observed
+from tests.support.observed import observed
 from twinlens.paths.observations import Batch, Observations, apply_function
 from twinlens.records import Cause, ModelId, Verdict
 from twinlens.verdict.cause import cause_of

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.helpers import wait_until
+from tests.support.replicas import wait_until
 from twinlens.broker import client
 from twinlens.errors import AskUser
 from twinlens.serving.cluster import free_port

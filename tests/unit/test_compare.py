@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.observed import BROKEN, observed
+from tests.support.observed import BROKEN, observed
 from twinlens.paths.observations import Observations
 from twinlens.records import Verdict
 from twinlens.verdict.compare import Comparison, compare

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.observed import BROKEN, DISPATCH, item, items_of, observed
+from tests.support.observed import BROKEN, DISPATCH, item, items_of, observed
 from twinlens.monitor.statistics import confidence_sequence
 from twinlens.paths.derive import derive
 from twinlens.paths.observations import Batch

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.observed import observed
+from tests.support.observed import observed
 from twinlens.paths.observations import Batch
 from twinlens.replica.cost import CostModel
 from twinlens.replica.report import PathWork, WindowReport

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs
 import pytest
 from kafka.errors import KafkaConnectionError, SaslAuthenticationFailedError
 
-from tests.token_server import TokenServer
+from tests.support.token_server import TokenServer
 from twinlens.broker.oauth import ClientCredentials, FileToken, TokenUnavailableError
 from twinlens.settings.kafka import KafkaSettings
 

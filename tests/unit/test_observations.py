@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.observed import observed
+from tests.support.observed import observed
 from twinlens.errors import ReplaceReplica
 from twinlens.paths.observations import apply_function, bisect, error_of, resolve_function, sigmoid, softmax
 

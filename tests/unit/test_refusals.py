@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.observed import DISPATCH
+from tests.support.observed import DISPATCH
 from twinlens.errors import AskUser, RefusalReason, RefuseRecord
 from twinlens.replica.refusals import RefusalLimit, Refusals, as_metadata
 from twinlens.settings import IntakeSettings

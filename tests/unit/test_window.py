@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.observed import DISPATCH, item
+from tests.support.observed import DISPATCH, item
 from twinlens.window.backlog import Abandoned, Backlog
 from twinlens.window.item import Item, Partition
 from twinlens.window.window import Window

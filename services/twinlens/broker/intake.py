@@ -106,7 +106,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
                     self._pause_or_resume()
                     most = self._poll_records
                     polled = self._poll()
-                    self._hand_over(polled)
+                    self.hand_over(polled)
                     self._run_errands()
                     if 0 < sum(map(len, polled.values())) < most:  # all that there was
                         self._backlog.await_draw(GATHER_S)
@@ -193,7 +193,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
             return {}
         return polled
 
-    def _hand_over(self, polled: dict[TopicPartition, list[Any]]) -> None:
+    def hand_over(self, polled: dict[TopicPartition, list[Any]]) -> None:
+        """Decode what a poll brought and put it into the backlog."""
         # As of the poll: what is asked of the consumer below may change the assignment, and the positions with it.
         epochs = dict(self.positions.epochs)
         sizes = [0]

@@ -63,7 +63,7 @@ class Publishing:
         try:
             while (done := self._handover.take()) is not None:
                 try:
-                    self._commit(done)
+                    self.commit(done)
                 except RedoWindow as reason:
                     if self._give_back(done, reason):
                         redone += 1
@@ -77,7 +77,7 @@ class Publishing:
         finally:
             self._handover.close()
 
-    def _commit(self, done: ComparedWindow) -> None:
+    def commit(self, done: ComparedWindow) -> None:
         """Publish a window and its offsets. Raises RedoWindow when it is no longer ours or was aborted."""
         window = done.window
         if not self._backlog.current(window):

@@ -30,7 +30,7 @@ from kafka.admin import (
     ResourceType,
 )
 
-from tests.apache_kafka import Cluster, Listener, apache_kafka
+from tests.support.apache_kafka import Cluster, Listener, apache_kafka
 
 USER, PASSWORD = "tweeter", "pass-word-of-the-tweeter"
 KEY_PASSWORD = "pass-word-of-the-key"
