@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
-    """`model_folder(family, head)`: folder of a tiny model, built on first use by `tests.support.models.build_model`."""
+    """`model_folder(family, head)`: folder of a tiny model, built on first use; see `tests.support.models`."""
     import torch
     from transformers.utils import logging
 

@@ -10,6 +10,7 @@ Names of `self`, `cls` and `super()` are one's own. So are double underscores, w
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +34,7 @@ def reach_ins(file: Path) -> Iterator[ReachIn]:
     """Every place in one Python file."""
     for node in ast.walk(ast.parse(file.read_text())):
         for name in _names(node):
-            if name.startswith("_") and not name.startswith("__") and name not in PUBLIC:
+            if re.fullmatch(r"_[a-zA-Z]\w*", name) and name not in PUBLIC:
                 yield ReachIn(file, getattr(node, "lineno", 0), name)
 
 
