@@ -23,6 +23,7 @@ from twinlens.broker.client import new_admin, new_producer
 from twinlens.broker.snapshot_topic import SnapshotWriter, read_last
 from twinlens.errors import AskUser, ReplaceReplica
 from twinlens.monitor import monitor as module
+from twinlens.monitor.fold import Fold
 from twinlens.monitor.keeper import new_state
 from twinlens.monitor.monitor import Monitor
 from twinlens.monitor.snapshot import HEADERS, Snapshot, pack, to_msgpack, unpack
@@ -31,6 +32,7 @@ from twinlens.monitor.view import View
 from twinlens.records import ComparisonRecord, Tally, decode_comparison
 from twinlens.records import encode as encode_record
 from twinlens.settings import Settings
+from twinlens.window.item import Partition
 
 NewSettings = Callable[..., Settings]
 LATER = 1_700_000_100_000  #: views are taken for this time
@@ -216,23 +218,25 @@ def test_a_record_that_breaks_the_fold_is_in_no_snapshot() -> None:
     settings = Settings.load({})
     good, bad = windows(settings, 0, 1)
     bad = msgspec.structs.replace(bad, tally=Tally(tweets=1, label=2))
-    monitor = Monitor(settings)
 
-    def read(*records: ComparisonRecord) -> None:
-        polled = {
-            TopicPartition(settings.topics.comparisons, each.source_partition): [
-                SimpleNamespace(offset=0, value=encode_record(each))
-            ]
+    def polled(*records: ComparisonRecord) -> dict[Partition, list[Any]]:
+        return {
+            (settings.topics.comparisons, each.source_partition): [SimpleNamespace(offset=0, value=encode_record(each))]
             for each in records
         }
-        monitor._read(SimpleNamespace(poll=lambda _: polled), {})
 
+    def image(fold: Fold) -> Any:
+        return fold.image(lambda state, positions: (state.records, positions))
+
+    broken, whole = Fold(settings, new_state(settings)), Fold(settings, new_state(settings))
+    assert image(whole) is None, "nothing was restored yet"
+    for fold in (broken, whole):
+        fold.begin(new_state(settings), {})
     with pytest.raises(ValueError, match="cannot be"):
-        read(good, bad)
-    assert monitor._look() is None
-    monitor = Monitor(settings)
-    read(good)
-    assert monitor._look() is not None
+        broken.take(polled(good, bad))
+    assert image(broken) is None
+    whole.take(polled(good))
+    assert image(whole) == (1, {good.source_partition: 1})
 
 
 def test_a_broker_that_does_not_take_snapshots_is_tried_again(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from kafka.errors import NotCoordinatorError
 
 from tests.support.replicas import wait_until
-from twinlens.monitor import monitor as module
+from twinlens.monitor import lag
 from twinlens.settings import Settings
 from twinlens.threads import WatchedThread
 
@@ -31,15 +33,15 @@ class Probe:
 
 
 def test_the_lag_is_known_again_after_the_coordinator_has_moved(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LagProbe", Probe)
-    monkeypatch.setattr(module, "LAG_PERIOD_S", 0.01)
-    monitor = module.Monitor(Settings.load({}))
-    thread = WatchedThread("lag", monitor._watch_lag)
+    monkeypatch.setattr(lag, "LagProbe", Probe)
+    monkeypatch.setattr(lag, "PERIOD_S", 0.01)
+    watch, stopping = lag.LagWatch(Settings.load({})), threading.Event()
+    thread = WatchedThread("lag", lambda: watch.run(stopping))
     thread.start()
     try:
-        wait_until(lambda: monitor.view(0).lag == {0: 3}, "the lag is known", 10)
+        wait_until(lambda: watch.lag == {0: 3}, "the lag is known", 10)
     finally:
-        monitor._stopping.set()
+        stopping.set()
         assert thread.join(5)
     thread.check()
     assert Probe.made == Probe.closed
