@@ -71,9 +71,9 @@ class ReplicaDeployment:
         if unknown := set(user_config) - set(sections):
             raise ValueError(f"user_config may hold batching, raw and predict, not {', '.join(sorted(unknown))}")
         now = self._settings.model_dump(include=set(sections))
-        self._replica.reconfigure(
-            **{name: kind(**{**now[name], **user_config.get(name, {})}) for name, kind in sections.items()}
-        )
+        changes = {name: dict(user_config.get(name) or {}) for name in sections}
+        changes["predict"] = PredictSettings.with_present_names(changes["predict"])
+        self._replica.reconfigure(**{name: kind(**{**now[name], **changes[name]}) for name, kind in sections.items()})
 
     def check_health(self) -> None:
         """Raises when the replica has to be replaced."""

@@ -107,7 +107,7 @@ def join(consumed: Iterable[Coordinates], published: Published, tolerance: float
             limit = published.tolerances.get(published.windows.get(at, ""), tolerance)
             verdict = verdict_of(raw, predict, limit)
             _count(report, verdict)
-            if verdict not in (Verdict.AGREE, Verdict.BOTH_FAILED):
+            if verdict.diverges:
                 _example(report, at, verdict.value, raw, predict)
     return report
 
@@ -250,7 +250,7 @@ def _count(report: Report, verdict: Verdict) -> None:
     report.label_divergences += verdict is Verdict.LABEL
     report.score_divergences += verdict is Verdict.SCORE
     report.one_sided += verdict is Verdict.ONE_SIDED
-    report.diverging += verdict in (Verdict.LABEL, Verdict.SCORE, Verdict.ONE_SIDED)
+    report.diverging += verdict.diverges
 
 
 def _example(report: Report, at: Coordinates, what: str, raw: Side | None, predict: Side | None) -> None:

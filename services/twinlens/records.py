@@ -21,6 +21,11 @@ class Verdict(StrEnum):
     ONE_SIDED = "one_sided"
     BOTH_FAILED = "both_failed"
 
+    @property
+    def diverges(self) -> bool:
+        """Whether it counts as a divergence. That both paths raised is none, and no agreement either."""
+        return self in (Verdict.LABEL, Verdict.SCORE, Verdict.ONE_SIDED)
+
 
 class Cause(StrEnum):
     """The first rung of the ladder that fails (see `verdict.cause`)."""
@@ -121,7 +126,7 @@ class PredictionRecord(Record, frozen=True):
     """One per tweet on `tweets.predictions`: what `pipeline("text-classification")` gave.
 
     `label` and `score` are the highest-scoring label; `scores` is the whole answer when `predict.top_k` is set. With
-    `predict.mode: audited` the pipeline runs on a sample only. The others are `derived`: `batch` and `error` are then
+    `predict.mode: sampled` the pipeline runs on a sample only. The others are `derived`: `batch` and `error` are then
     those of the raw path, whose logits the answer was made from.
     """
 
@@ -168,6 +173,9 @@ class DivergenceRecord(Record, frozen=True):
     text: str | None = None  #: the tweet's first characters, see `output.divergence_text_chars`
 
 
+_DIVERGENCES = tuple(verdict for verdict in Verdict if verdict.diverges)
+
+
 class Tally(msgspec.Struct, omit_defaults=True, kw_only=True):
     """Counts of tweets by verdict; addition merges two of them."""
 
@@ -179,7 +187,8 @@ class Tally(msgspec.Struct, omit_defaults=True, kw_only=True):
 
     @property
     def diverging(self) -> int:
-        return self.label + self.score + self.one_sided
+        """Tweets whose verdict is a divergence."""
+        return sum(getattr(self, verdict.value) for verdict in _DIVERGENCES)
 
     def count(self, verdict: Verdict) -> None:
         """One more tweet with this verdict."""

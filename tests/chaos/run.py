@@ -167,7 +167,7 @@ def _counts(system: System) -> Counts | None:
         summary = fetch(system.url).summary
     except AskUser:
         return None
-    if summary.replayed or summary.overlapping_tweets:
+    if summary.repeated or summary.overlapping_tweets:
         return None
     whole = summary.windows["all"]
     tally = whole.tally

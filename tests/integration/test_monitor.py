@@ -172,7 +172,7 @@ def test_a_snapshot_written_while_records_flow_is_never_wrong(new_kafka_settings
         state = snapshot.state
         for record in rest:
             state.fold(decode_comparison(record.value))
-        assert state.replayed == 0
+        assert state.repeated == 0
         assert without_alerts(summary(state, LATER)) == straight(settings, records)
 
 
@@ -342,7 +342,7 @@ def test_the_last_snapshot_is_found_behind_those_of_other_applications(new_setti
 def test_without_its_topic_there_is_a_word_about_it(broker: str, new_settings: NewSettings) -> None:
     settings = new_settings()
     nowhere = settings.model_copy(update={"topics": settings.topics.model_copy(update={"snapshots": "nowhere"})})
-    with pytest.raises(AskUser, match=r"Missing topics: nowhere\. Create them with `twinlens topics create`"):
+    with pytest.raises(AskUser, match=r"Missing topics: nowhere\. Create them with `twinlens topics"):
         topics.check(nowhere)
     with running(nowhere) as monitor:
         wait_until(lambda: is_unwell(monitor), "the health check fails")

@@ -132,7 +132,7 @@ def test_a_living_replica_is_never_fenced(kafka: str, model_folder: ModelFolder)
         watcher = Recovery(settings.kafka, settings.group_id, publisher.transactional_id)
         fenced = []
         while committed(settings, first) < total:
-            fenced += watcher.fence_the_dead()
+            fenced += watcher.abort_left_open()
             second.check_health()
     assert fenced == []
     comparisons = audit(settings)

@@ -103,7 +103,7 @@ def test_audit_finds_nothing_missing_and_agrees_with_the_fold(two_thousand: Any)
     state = State(application=settings.application, detector=RateDetector(baseline_rate=0.02, run_length_tweets=10**6))
     for raw in found["comparisons"]:
         state.fold(records.decode_comparison(raw.value))
-    assert state.replayed == 0
+    assert state.repeated == 0
     tally = state.total.tally
     assert (tally.tweets, tally.label, tally.score) == (2000, report.label_divergences, report.score_divergences)
 

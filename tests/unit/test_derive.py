@@ -1,4 +1,4 @@
-"""Audited mode: the sample is a fair one, and derived predictions are not mixed up with compared ones."""
+"""Sampled mode: the sample is a fair one, and derived predictions are not mixed up with compared ones."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class TestSampling:
 UP, DOWN = [-1.0, 0.0, 2.0], [2.0, 0.0, -1.0]
 
 
-def audited_window(top_k: int | None = None) -> ComparedWindow:
+def sampled_window(top_k: int | None = None) -> ComparedWindow:
     """Six tweets of two partitions. The pipeline ran on rows 0 to 2, of which 1 diverges; the raw path raised on 5."""
     tweets = [item(offset, partition=partition) for partition in (0, 1) for offset in range(3)]
     raw = observed([UP] * 6, failed=(5,), batches=[Batch(6, 16, 0.1)])
@@ -132,7 +132,7 @@ def predictions(done: ComparedWindow) -> list[PredictionRecord]:
 
 
 def test_derived_tweets_have_no_verdict_and_no_delta() -> None:
-    done = audited_window()
+    done = sampled_window()
     agree = Verdict.AGREE
     assert done.comparison.verdicts == [agree, Verdict.LABEL, agree, None, None, None]
     assert done.comparison.diverging == [1]
@@ -141,7 +141,7 @@ def test_derived_tweets_have_no_verdict_and_no_delta() -> None:
 
 
 def test_only_compared_tweets_are_in_the_rates_and_all_are_published() -> None:
-    done = audited_window()
+    done = sampled_window()
     outgoing = OutputWriter(Settings.load({}), "r").records(done, now_ms=1)
     first, second = (decode_comparison(r.value or b"") for r in outgoing if r.topic == "tweets.comparisons")
     assert (first.tally, first.derived, first.published) == (Tally(tweets=3, label=1), 0, 3)
@@ -154,7 +154,7 @@ def test_only_compared_tweets_are_in_the_rates_and_all_are_published() -> None:
 
 
 def test_a_prediction_says_how_it_was_made() -> None:
-    done = audited_window()
+    done = sampled_window()
     found = predictions(done)
     assert [each.mode for each in found] == [PredictionMode.PIPELINE] * 3 + [PredictionMode.DERIVED] * 3
     sizes = [(each.batch.size, each.batch.padded_tokens) if each.batch else None for each in found]
@@ -167,6 +167,6 @@ def test_a_prediction_says_how_it_was_made() -> None:
 
 
 def test_all_scores_of_derived_predictions_on_request() -> None:
-    found = predictions(audited_window(top_k=2))[3:]
+    found = predictions(sampled_window(top_k=2))[3:]
     answers = [[entry.label for entry in each.scores or []] for each in found]
     assert answers == [["positive", "neutral"]] * 2 + [[]]

@@ -140,8 +140,8 @@ class TestFold:
         before = through_json(state)
         again = data.draw(interleaved(partitions))
         folded(again, state)
-        assert state.replayed == before.replayed + len(again)
-        state.replayed = before.replayed
+        assert state.repeated == before.repeated + len(again)
+        state.repeated = before.repeated
         assert state == before
 
     @unhurried
@@ -155,12 +155,12 @@ class TestFold:
     def test_a_window_redone_with_other_bounds(self) -> None:
         aborted, redone = [comparison(0, 9)], [comparison(0, 4), comparison(5, 9), comparison(10, 12)]
         state = folded(aborted + redone)
-        assert (state.total.tally.tweets, state.replayed, state.overlapping_tweets) == (13, 2, 0)
+        assert (state.total.tally.tweets, state.repeated, state.overlapping_tweets) == (13, 2, 0)
         assert state.offsets == {"tweets/0": 12}
 
     def test_a_partial_overlap_is_counted_in_full_and_reported(self) -> None:
         state = folded([comparison(0, 9), comparison(6, 14)])
-        assert (state.total.tally.tweets, state.replayed, state.overlapping_tweets) == (19, 0, 4)
+        assert (state.total.tally.tweets, state.repeated, state.overlapping_tweets) == (19, 0, 4)
 
     def test_an_overlap_is_no_larger_than_the_record(self) -> None:
         sparse = comparison(0, 14, tally=Tally(tweets=2), derived=1, refused={"not_json": 1})
@@ -168,7 +168,7 @@ class TestFold:
 
     def test_partitions_and_topics_have_their_own_offsets(self) -> None:
         state = folded([comparison(), comparison(source_partition=1), comparison(source_topic="other")])
-        assert state.replayed == 0
+        assert state.repeated == 0
         assert state.offsets == {"tweets/0": 9, "tweets/1": 9, "other/0": 9}
 
     def test_refuses_a_record_of_another_application_and_stays_as_it_was(self) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinlens.broker.recovery import member_of, of_the_dead, transactional_id
+from twinlens.broker.recovery import member_of, left_open, transactional_id
 
 NAMES = st.text("abc.-_0", min_size=1, max_size=4)
 PROCESS = st.text("0123456789abcdef", min_size=8, max_size=8)
@@ -31,14 +31,14 @@ def test_nobody_who_lives_is_fenced_and_everybody_else_is(
     process = data.draw(PROCESS)
     ids = [transactional_id("g", member, process) for member in [*(living - {own}), *dead]]
     others = [transactional_id(group, member, process) for group in ("h", "g2") for member in dead]
-    found = of_the_dead([*ids, own_id, *others], living, group="g", own_id=own_id)
+    found = left_open([*ids, own_id, *others], living, group="g", own_id=own_id)
     assert {member_of(each, "g") for each in found} == dead
 
 
 def test_a_static_members_predecessor_is_dead_though_its_name_lives() -> None:
     ids = ["g:app-0:11111111", "g:app-0:22222222", "g:app-1:33333333"]
-    assert of_the_dead(ids, {"app-0", "app-1"}, group="g", own_id="g:app-0:22222222") == ["g:app-0:11111111"]
+    assert left_open(ids, {"app-0", "app-1"}, group="g", own_id="g:app-0:22222222") == ["g:app-0:11111111"]
 
 
 def test_who_is_no_member_itself_judges_nobody() -> None:
-    assert of_the_dead(["g:a:11111111"], set(), group="g", own_id="g:b:22222222") == []
+    assert left_open(["g:a:11111111"], set(), group="g", own_id="g:b:22222222") == []

@@ -153,12 +153,12 @@ def test_a_variable_of_something_else_is_ignored(monkeypatch: pytest.MonkeyPatch
         ({"application": "a b"}, "application"),
         ({"batching": {"max_window_items": 5_000}}, "batching.max_window_items"),
         ({"compare": {"score_tolerance": float("nan")}}, "compare.score_tolerance"),
-        ({"predict": {"audit_share": 0}}, "predict.audit_share"),
-        ({"predict": {"audit_share": 1.01}}, "predict.audit_share"),
-        ({"predict": {"mode": "audited", "model": "org/other"}}, "predict.mode"),
-        ({"predict": {"mode": "audited", "revision": "v2"}}, "predict.mode"),
+        ({"predict": {"sample_share": 0}}, "predict.sample_share"),
+        ({"predict": {"audit_share": 1.01}}, "predict.sample_share"),
+        ({"predict": {"mode": "sampled", "model": "org/other"}}, "predict.mode"),
+        ({"predict": {"mode": "sampled", "revision": "v2"}}, "predict.mode"),
         (
-            {"raw": {"model": "org/a", "revision": "v1"}, "predict": {"mode": "audited", "model": "org/a"}},
+            {"raw": {"model": "org/a", "revision": "v1"}, "predict": {"mode": "sampled", "model": "org/a"}},
             "predict.mode",
         ),
     ],
@@ -394,11 +394,20 @@ def test_the_predict_path_runs_the_raw_paths_model_unless_it_names_its_own() -> 
     "predict",
     [{}, {"dtype": "bfloat16", "max_length": 16}, {"model": "org/a", "revision": "v1"}, {"revision": "v1"}],
 )
-def test_audited_mode_takes_any_two_paths_with_one_model(predict: dict[str, Any]) -> None:
-    settings = Settings.load({"raw": {"model": "org/a", "revision": "v1"}, "predict": {"mode": "audited", **predict}})
-    assert (settings.predict.mode, settings.predict.audit_share) == ("audited", 0.05)
+def test_sampled_mode_takes_any_two_paths_with_one_model(predict: dict[str, Any]) -> None:
+    settings = Settings.load({"raw": {"model": "org/a", "revision": "v1"}, "predict": {"mode": "sampled", **predict}})
+    assert (settings.predict.mode, settings.predict.sample_share) == ("sampled", 0.05)
 
 
 def test_the_group_is_the_application_unless_it_is_named() -> None:
     assert Settings.load({"application": "a"}).group_id == "a"
     assert Settings.load({"application": "a", "kafka": {"group_id": "g"}}).group_id == "g"
+
+
+def test_former_names_stay_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    former = Settings.load({"predict": {"mode": "audited", "audit_share": 0.2}})
+    assert former == Settings.load({"predict": {"mode": "sampled", "sample_share": 0.2}})
+    with pytest.raises(AskUser, match="one setting"):
+        Settings.load({"predict": {"audit_share": 0.2, "sample_share": 0.2}})
+    monkeypatch.setenv("TWINLENS_PREDICT__AUDIT_SHARE", "0.3")
+    assert Settings.load({}).predict.sample_share == 0.3

@@ -73,7 +73,7 @@ class TestGoingOn:
         resumed = folded(data.draw(interleaved(rest)), snapshot.state_for(SAME_SETTINGS))
         straight = folded(data.draw(interleaved(partitions)))
         assert lost == 0
-        assert resumed.replayed == straight.replayed
+        assert resumed.repeated == straight.repeated
         assert resumed.buckets == straight.buckets
         assert without_alerts(summary(resumed, NOW)) == without_alerts(summary(straight, NOW))
 

@@ -65,12 +65,12 @@ def test_a_sample_is_shown_as_one() -> None:
     fields = {"application": "shop", "replica": "r", "window": "r-1", "source_topic": "t", "source_partition": 0,
               "published_at_ms": 9_000, "raw_model": MODEL, "predict_model": MODEL}  # fmt: skip
     folded.fold(ComparisonRecord(**fields, first_offset=0, last_offset=199, tally=Tally(tweets=200)))
-    assert "audited" not in text_of(folded)
+    assert "compared:" not in text_of(folded)
     folded.fold(ComparisonRecord(**fields, first_offset=200, last_offset=3_999, tally=Tally(), derived=3_800))
     shown = text_of(folded)
-    assert "audited: 200 of 4,000 tweets (5.0 %)" in shown
+    assert "compared: 200 of 4,000 tweets (5.0 %)" in shown
     rows = {line.split()[0]: line.split()[1:5] for line in shown.splitlines() if line.strip()}
-    assert (rows["tweets"], rows["audited"]) == (["4,000"] * 4, ["200"] * 4)
+    assert (rows["tweets"], rows["compared"]) == (["4,000"] * 4, ["200"] * 4)
 
 
 def test_numbers_alerts_and_both_sides_of_a_tweet() -> None:

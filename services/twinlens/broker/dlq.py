@@ -8,12 +8,10 @@ from typing import Any
 from kafka import KafkaConsumer, TopicPartition
 
 from twinlens.broker.client import new_consumer
-from twinlens.broker.reading import read_topics
+from twinlens.broker.reading import polls_until, read_topics
 from twinlens.deadletter import DeadLetter, letter_of
 from twinlens.errors import AskUser
 from twinlens.settings import Settings
-
-POLL_MS = 600
 
 
 def read_letters(settings: Settings) -> Iterator[DeadLetter | None]:
@@ -55,7 +53,4 @@ def _record_from(consumer: KafkaConsumer, partition: TopicPartition, offset: int
         raise AskUser(f"There is no offset {offset}: {where} holds the offsets {start} to {end - 1}.")
     consumer.assign([partition])
     consumer.seek(partition, offset)
-    while consumer.position(partition) < end:
-        for record in consumer.poll(POLL_MS).get(partition, ()):
-            return record
-    return None
+    return next((record for records in polls_until(consumer, {partition: end}) for record in records), None)

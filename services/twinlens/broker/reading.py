@@ -1,12 +1,14 @@
-"""Reading whole topics: every committed record that is there now."""
+"""Reading topics to their ends: every committed record that is there now."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from kafka import TopicPartition
+from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaTimeoutError
 
 from twinlens.broker.client import new_consumer
 from twinlens.settings import Settings
@@ -31,14 +33,34 @@ def read_topics(settings: Settings, topics: Iterable[str]) -> Iterator[tuple[str
         ends = consumer.end_offsets(partitions)
         consumer.assign(partitions)
         consumer.seek_to_beginning()
-        quiet, reached = 0, None
-        while quiet < QUIET_POLLS and (reached is None or time.monotonic() - reached < LIVE_S):
-            polled = consumer.poll(POLL_MS)
-            for partition, records in polled.items():
-                for record in records:
-                    yield partition.topic, record
-            behind = any(consumer.position(partition) < ends[partition] for partition in partitions)
-            quiet = 0 if polled or behind else quiet + 1
-            reached = time.monotonic() if reached is None and not behind else reached
+        for records in polls_until(consumer, ends):
+            yield from ((record.topic, record) for record in records)
+        reached, quiet = time.monotonic(), 0
+        while quiet < QUIET_POLLS and time.monotonic() - reached < LIVE_S:
+            records = _flat(consumer.poll(POLL_MS))
+            yield from ((record.topic, record) for record in records)
+            quiet = 0 if records else quiet + 1
     finally:
         consumer.close()
+
+
+def polls_until(
+    consumer: KafkaConsumer, ends: Mapping[TopicPartition, int], silence_s: float = math.inf
+) -> Iterator[list[Any]]:
+    """What each poll brings, until the consumer has passed `ends` in all partitions; the last polls may bring more.
+
+    Positions say where the end is, not records: the marks of transactions take offsets too. Raises KafkaTimeoutError
+    when nothing came for `silence_s`.
+    """
+    heard = time.monotonic()
+    while any(consumer.position(partition) < end for partition, end in ends.items()):
+        records = _flat(consumer.poll(POLL_MS))
+        if records:
+            heard = time.monotonic()
+        elif time.monotonic() - heard > silence_s:
+            raise KafkaTimeoutError(f"{next(iter(ends)).topic} gave no record for {silence_s:g} s")
+        yield records
+
+
+def _flat(polled: Mapping[TopicPartition, list[Any]]) -> list[Any]:
+    return [record for records in polled.values() for record in records]

@@ -42,7 +42,7 @@ def member_of(transactional: str, group: str) -> str | None:
     return found.group(1) if found else None
 
 
-def of_the_dead(open_ids: Iterable[str], living: Collection[str], *, group: str, own_id: str) -> list[str]:
+def left_open(open_ids: Iterable[str], living: Collection[str], *, group: str, own_id: str) -> list[str]:
     """Those of the `open_ids` whose process is no member of `group` any more.
 
     `living` are the members, by instance id or client id, as they were after `open_ids` were. A living member is always
@@ -96,7 +96,7 @@ class Recovery:
             later_s = self._kafka.session_timeout_ms / 1000 + LATER_S if asked else None
             self._asked.clear()
             try:
-                self.fence_the_dead()
+                self.abort_left_open()
             except UnsupportedVersionError:
                 # Brokers before 3.0, and the embedded one: the broker's transaction timeout ends them instead.
                 log.info("the broker lists no transactions; those of dead replicas end by their timeout")
@@ -106,7 +106,7 @@ class Recovery:
                 self._asked.set()
                 self._stopping.wait(RETRY_S)
 
-    def fence_the_dead(self) -> list[str]:
+    def abort_left_open(self) -> list[str]:
         """Abort the open transactions of members that have left; returns their transactional ids.
 
         First the transactions are listed, only then the members, so that nobody who lives is fenced. A member
@@ -115,7 +115,7 @@ class Recovery:
         admin = _reach(lambda: new_admin(self._kafka))
         try:
             with naming_denials(self._kafka, "Describe", group=self._group):
-                dead = of_the_dead(self._open(admin), self._living(admin), group=self._group, own_id=self._own_id)
+                dead = left_open(self._open(admin), self._living(admin), group=self._group, own_id=self._own_id)
         finally:
             admin.close()
         for each in dead:

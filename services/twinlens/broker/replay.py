@@ -26,11 +26,11 @@ from kafka.errors import AuthorizationError, InvalidProducerEpochError, MessageS
 from kafka.structs import OffsetAndMetadata
 
 from twinlens.broker.client import KafkaError, asking_user, close_producer, new_consumer, new_producer
+from twinlens.broker.reading import polls_until
 from twinlens.deadletter import REPLAYED_FROM, DeadLetter, letter_of
 from twinlens.errors import AskUser
 from twinlens.settings import Settings
 
-POLL_MS = 600
 MAX_POLL_RECORDS = 500  #: records of the dead-letter topic per transaction
 ACKNOWLEDGED_S = 60.0
 ABORT_S = 5.0
@@ -172,9 +172,8 @@ class Replay:
         return start
 
     def _polls(self, consumer: KafkaConsumer) -> Iterator[list[Any]]:
-        while any(consumer.position(partition) < end for partition, end in self._ends.items()):
-            polled = consumer.poll(POLL_MS)
-            records = [r for partition, each in polled.items() for r in each if r.offset < self._ends[partition]]
+        for polled in polls_until(consumer, self._ends):
+            records = [r for r in polled if r.offset < self._ends[TopicPartition(r.topic, r.partition)]]
             if records:
                 yield records
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, RecordListTooLargeError
+from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 
 from twinlens.broker.client import close_producer, naming_denials, new_consumer, new_producer
+from twinlens.broker.reading import polls_until
+from twinlens.broker.topics import missing_topics
 from twinlens.errors import AskUser
 from twinlens.settings import Settings
 from twinlens.window.item import Headers
 
 PARTITION = 0
-POLL_MS = 200
 READ_TIMEOUT_S = 30.0  #: without a record for this long reading is given up
 WRITE_TIMEOUT_S = 10.0
 STEP = 4  #: how much farther back each look for the last record goes than the one before
@@ -31,7 +31,7 @@ def read_last(settings: Settings) -> bytes | None:
     consumer: KafkaConsumer = new_consumer(settings.kafka, auto_offset_reset="earliest")
     try:
         if PARTITION not in consumer.partitions_for_topic(partition.topic):
-            raise AskUser(f"Missing topics: {partition.topic}. Create them with `twinlens topics create`.")
+            raise missing_topics(partition.topic)
         consumer.assign([partition])
         beginning = consumer.beginning_offsets([partition])[partition]
         end = consumer.end_offsets([partition])[partition]
@@ -93,11 +93,5 @@ def _key(settings: Settings) -> bytes:
 def _between(consumer: KafkaConsumer, partition: TopicPartition, start: int, end: int) -> Iterator[Any]:
     """Records from offset `start` on and before `end`, as far as compaction has left them."""
     consumer.seek(partition, start)
-    heard = time.monotonic()
-    while consumer.position(partition) < end:
-        records = consumer.poll(POLL_MS).get(partition, [])
+    for records in polls_until(consumer, {partition: end}, silence_s=READ_TIMEOUT_S):
         yield from (record for record in records if record.offset < end)
-        if records:
-            heard = time.monotonic()
-        elif time.monotonic() - heard > READ_TIMEOUT_S:
-            raise KafkaTimeoutError(f"{partition.topic} gave no record for {READ_TIMEOUT_S:g} s")

@@ -118,7 +118,7 @@ def check(settings: Settings, *, read: Collection[str] = (), write: Collection[s
         admin.close()
     _check_allowed(settings.kafka, states, read=read, write=write)
     if missing := [state.name for state in states if not state.partitions]:
-        raise AskUser(f"Missing topics: {', '.join(missing)}. Create them with `twinlens topics create`.")
+        raise missing_topics(*missing)
     wanted = states[0].partitions
     outputs = [state for state in states if state.name in settings.topics.outputs]
     if uneven := [f"{state.name} ({state.partitions})" for state in outputs if state.partitions != wanted]:
@@ -139,7 +139,7 @@ def check_allowed(kafka: KafkaSettings, topic: str, operation: Literal["Read", "
         admin.close()
     _check_allowed(kafka, [state], **{operation.lower(): (topic,)})
     if not state.partitions:
-        raise AskUser(f"There is no topic {topic!r}. Create it with `twinlens topics create`, or name another one.")
+        raise missing_topics(topic)
 
 
 def topic_id(kafka: KafkaSettings, topic: str) -> str:
@@ -152,10 +152,15 @@ def topic_id(kafka: KafkaSettings, topic: str) -> str:
         with asking_user(kafka):
             (state,) = _describe(admin, [topic])
             if not state.partitions:
-                raise AskUser(f"Missing topics: {topic}. Create them with `twinlens topics create`.")
+                raise missing_topics(topic)
             return str(admin.describe_topics([topic])[0]["topic_id"])
     finally:
         admin.close()
+
+
+def missing_topics(*names: str) -> AskUser:
+    """The error to raise where these topics do not exist."""
+    return AskUser(f"Missing topics: {', '.join(names)}. Create them with `twinlens topics create`, or name others.")
 
 
 def _config(settings: Settings, name: str) -> dict[str, str]:

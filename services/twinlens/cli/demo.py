@@ -67,7 +67,7 @@ def _sentence(summary: dict[str, Any]) -> str:
     rate, low, high = (
         100 * summary[name] for name in ("divergence_rate", "divergence_rate_low", "divergence_rate_high")
     )
-    compared = f"the {summary['published'] - summary['derived']:,} audited" if summary["derived"] else "them"
+    compared = f"the {summary['published'] - summary['derived']:,} compared" if summary["derived"] else "them"
     return (
         f"{summary['produced']:,} tweets produced, {summary['published']:,} published on both topics, "
         f"{summary['dead_lettered']:,} dead letters, {summary['missing']:,} missing, {summary['duplicate']:,} twice.\n"

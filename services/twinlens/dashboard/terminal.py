@@ -44,7 +44,7 @@ def _title(view: View, status: str) -> RenderableType:
     elif summary.alerts:
         line.append(f"\n{len(summary.alerts)} past alert(s)", "yellow")
     if sample := _sample(summary.windows[ALL]):
-        line.append(f"\naudited: {sample}; rates and intervals are those of this sample")
+        line.append(f"\ncompared: {sample}; rates and intervals are those of this sample")
     if view.snapshot.lost_offsets:
         line.append(
             f"\nup to {view.snapshot.lost_offsets:,} comparisons were removed before they were counted", "yellow"
@@ -68,7 +68,7 @@ def _windows(view: View) -> Table:
         table.add_column(name, justify="right")
     rows: dict[str, Callable[[WindowSummary], str]] = {
         "tweets": lambda w: f"{w.published:,}",
-        "  audited": lambda w: f"{w.tally.tweets:,}",
+        "  compared": lambda w: f"{w.tally.tweets:,}",
         "tweets/s": lambda w: _number(w.tweets_per_s, "{:,.0f}"),
         "dead letters": lambda w: f"{sum(w.refused.values()):,}",
         "agreement": lambda w: _percent(None if w.tally.rate is None else 1 - w.tally.rate),
@@ -83,7 +83,7 @@ def _windows(view: View) -> Table:
         "batch size": lambda w: _number(w.batch_size_mean, "{:.0f}"),
     }
     if not any(_sample(window) for window in windows.values()):
-        del rows["  audited"]
+        del rows["  compared"]
     for name, cell in rows.items():
         table.add_row(name, *(cell(window) for window in windows.values()))
     return table

@@ -18,7 +18,7 @@ a minimum or a maximum. Only `detector` and `alerts` depend on the order: eviden
 >>> state = State(application="twinlens", detector=RateDetector(baseline_rate=0.02, run_length_tweets=1_000_000))
 >>> state.fold(record)
 >>> state.fold(record)  # a window that was redone
->>> state.total.tally.tweets, state.total.tally.diverging, state.replayed, state.offsets
+>>> state.total.tally.tweets, state.total.tally.diverging, state.repeated, state.offsets
 (100, 2, 1, {'tweets/0': 99})
 """
 
@@ -109,7 +109,8 @@ class State(msgspec.Struct, kw_only=True):
     padded_tokens: int = 0  #: raw path, padding included
     compute_ns: int = 0  #: nanoseconds in both paths; an integer, so that the sum is exact in any order
     records: int = 0  #: comparison records counted
-    replayed: int = 0  #: comparison records skipped since all their offsets had been counted
+    #: Comparison records skipped, since all their offsets had been counted.
+    repeated: int = msgspec.field(default=0, name="replayed")
     overlapping_tweets: int = 0  #: upper bound of the tweets counted twice: see `fold`
     offsets: dict[str, int] = msgspec.field(default_factory=dict)  #: `topic/partition` -> last offset counted
     first_published_at_ms: int | None = None
@@ -125,7 +126,7 @@ class State(msgspec.Struct, kw_only=True):
     def fold(self, record: ComparisonRecord) -> None:
         """Count one comparison record. Records of one source partition must come in the order of their topic.
 
-        A record whose offsets all lie at or below the last one counted is skipped and adds to `replayed`: its window
+        A record whose offsets all lie at or below the last one counted is skipped and adds to `repeated`: its window
         was redone under at_least_once delivery, or it is left from an aborted transaction that the embedded broker
         does not hide. One that lies partly below is counted in full, as its counts cannot be split;
         `overlapping_tweets` then grows by the offsets in common, or by its tweets if these are fewer.
@@ -137,7 +138,7 @@ class State(msgspec.Struct, kw_only=True):
         partition = f"{record.source_topic}/{record.source_partition}"
         counted_to = self.offsets.get(partition, -1)
         if record.last_offset <= counted_to:
-            self.replayed += 1
+            self.repeated += 1
             return
         if record.first_offset <= counted_to:
             # Offsets are an upper bound of records: a transaction marker takes one too.

@@ -23,7 +23,7 @@ _SHORTEST_SPAN_MS: Final = 1_000  #: over less than this a throughput says nothi
 
 
 class Rate(msgspec.Struct, frozen=True, kw_only=True):
-    """A tally of compared tweets with its divergence rate. In audited mode they are a sample of the published ones.
+    """A tally of compared tweets with its divergence rate. In sampled mode they are a sample of the published ones.
 
     `low` and `high` are a 95 % confidence sequence (`statistics.confidence_sequence`): for sums that only grow ("all",
     by length, replica, revision; each by itself) it holds at every look at once. A sliding time window forgets: there
@@ -70,7 +70,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     alert_active: bool
     alerts: list[Alert]  #: oldest first
     records: int  #: comparison records counted
-    replayed: int
+    repeated: int = msgspec.field(name="replayed")  #: comparison records skipped, since they were counted before
     overlapping_tweets: int
     offsets: dict[str, int]  #: `topic/partition` -> last offset counted
     first_published_at_ms: int | None
@@ -101,7 +101,7 @@ def summary(state: State, now_ms: int) -> Summary:
         alert_active=bool(state.alerts) and state.alerts[-1].cleared_at_ms is None,
         alerts=list(state.alerts),
         records=state.records,
-        replayed=state.replayed,
+        repeated=state.repeated,
         overlapping_tweets=state.overlapping_tweets,
         offsets=_sorted(state.offsets),
         first_published_at_ms=first,

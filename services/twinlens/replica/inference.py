@@ -107,21 +107,21 @@ class Inference:
     def _forwards(self) -> tuple[Forward, Forward]:
         """Raw and predict: the costs, limits and shares that hold for the next window."""
         raw, predict = self._raw_settings, self._predict_settings
-        share = predict.audit_share if predict.mode == "audited" else 1.0
+        share = predict.sample_share if predict.mode == "sampled" else 1.0
         return (
             Forward(self._raw_cost, _limits(raw, self._raw.can_batch)),
             Forward(self._predict_cost, _limits(predict, self._predict.can_batch), share),
         )
 
     def _observe(self, tweets: Sequence[Item]) -> tuple[Observations, Observations]:
-        """Both paths on all tweets; in audited mode the pipeline on a sample of them, and the other predictions derived
+        """Both paths on all tweets; in sampled mode the pipeline on a sample of them, and the other predictions derived
         from the raw path.
         """
         settings = self._predict_settings
         raw_forward, predict_forward = self._forwards()
         chosen = np.ones(len(tweets), np.bool_)
-        if settings.mode == "audited":
-            chosen = sampled(tweets, self._settings.application, settings.audit_share)
+        if settings.mode == "sampled":
+            chosen = sampled(tweets, self._settings.application, settings.sample_share)
         rows = np.flatnonzero(chosen).tolist()
         texts = [item.text for item in tweets]
         raw_lengths = [text.token_count for text in texts]

@@ -178,6 +178,6 @@ class Replica:
             raise ValueError(f"of raw only {' and '.join(sorted(RAW_CHANGES))} can change on a running replica")
         if batching.max_window_items > now.intake.max_buffered_items:
             raise ValueError("batching.max_window_items may not exceed intake.max_buffered_items")
-        if predict.mode == "audited" and not now.one_model:
+        if predict.mode == "sampled" and not now.one_model:
             raise ValueError(ONE_MODEL)
         self.parts.compute.reconfigure(batching, raw, predict)

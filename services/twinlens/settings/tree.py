@@ -33,7 +33,7 @@ DEMO_MODEL = str(Path(__file__).parent.parent / "data" / "demo-model")
 DType = Literal["float32", "bfloat16", "float16"]
 FunctionToApply = Literal["default", "softmax", "sigmoid", "none"]
 ONE_MODEL = (
-    "predict.mode audited derives predictions from the raw path's logits and needs the same model and revision in both "
+    "predict.mode sampled derives predictions from the raw path's logits and needs the same model and revision in both "
     "paths: leave predict.model and predict.revision out, or set predict.mode to full"
 )
 OUTPUTS = ("logits", "predictions", "divergences", "comparisons", "dlq")
@@ -118,8 +118,25 @@ class PredictSettings(PathSettings):
     """`pipeline("text-classification")`."""
 
     top_k: int | None = Field(None, ge=1)
-    mode: Literal["full", "audited"] = "full"
-    audit_share: float = Field(0.05, gt=0, le=1)
+    mode: Literal["full", "sampled"] = "full"
+    sample_share: float = Field(0.05, gt=0, le=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_names(cls, values: Any) -> Any:
+        return cls.with_present_names(values) if isinstance(values, dict) else values
+
+    @staticmethod
+    def with_present_names(values: dict[str, Any]) -> dict[str, Any]:
+        """`values` with `mode: audited` and `audit_share` under the names that they have now; both stay valid."""
+        renamed = dict(values)
+        if renamed.get("mode") == "audited":
+            renamed["mode"] = "sampled"
+        if "audit_share" in renamed:
+            if "sample_share" in renamed:
+                raise ValueError("sample_share and audit_share are one setting: leave one of them out")
+            renamed["sample_share"] = renamed.pop("audit_share")
+        return renamed
 
 
 class CompareSettings(Section):
@@ -186,8 +203,8 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _audited_mode_has_one_model(self) -> Self:
-        if self.predict.mode == "audited" and not self.one_model:
+    def _sampled_mode_has_one_model(self) -> Self:
+        if self.predict.mode == "sampled" and not self.one_model:
             raise ValueError(ONE_MODEL)
         return self
 

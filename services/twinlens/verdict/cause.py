@@ -20,7 +20,7 @@ SAME_LOGITS = 1e-5
 def cause_of(row: int, comparison: Comparison, raw: Observations, predict: Observations) -> Cause:
     """The cause of the divergence in `row`. Raises ValueError for a row that does not diverge."""
     verdict = comparison.verdicts[row]
-    if verdict in (Verdict.AGREE, Verdict.BOTH_FAILED, None):
+    if verdict is None or not verdict.diverges:
         raise ValueError(f"row {row} does not diverge")
     return (
         _inputs(row, verdict, raw, predict)

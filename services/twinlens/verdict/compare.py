@@ -33,8 +33,7 @@ class Comparison:
     @property
     def diverging(self) -> list[int]:
         """Rows whose verdict is a divergence."""
-        quiet = (Verdict.AGREE, Verdict.BOTH_FAILED, None)
-        return [row for row, verdict in enumerate(self.verdicts) if verdict not in quiet]
+        return [row for row, verdict in enumerate(self.verdicts) if verdict is not None and verdict.diverges]
 
 
 def compare(raw: Observations, predict: Observations, score_tolerance: float, noise_floor: float = 0.0) -> Comparison:
