@@ -85,13 +85,13 @@ class Contestant:
 
 
 AT_LEAST_ONCE = {"output": {"delivery": "at_least_once"}}
-AUDITED = {"predict": {"mode": "audited", "audit_share": 0.05}}
+SAMPLED = {"predict": {"mode": "sampled", "sample_share": 0.05}}
 CONTESTANTS = {
     "exactly-once": Contestant("twinlens", twinlens(), 200, "exactly once"),
     "at-least-once": Contestant("twinlens, at least once", twinlens(), 200, sections=AT_LEAST_ONCE),
-    "audited": Contestant("twinlens, audited 5 %", twinlens(), 350, "exactly once", AUDITED),
-    "audited-at-least-once": Contestant(
-        "twinlens, audited 5 %, at least once", twinlens(), 350, sections=AUDITED | AT_LEAST_ONCE
+    "sampled": Contestant("twinlens, sampled 5 %", twinlens(), 350, "exactly once", SAMPLED),
+    "sampled-at-least-once": Contestant(
+        "twinlens, sampled 5 %, at least once", twinlens(), 350, sections=SAMPLED | AT_LEAST_ONCE
     ),
     "fixed-batches": Contestant("twinlens with fixed batches of 32", twinlens(fixed_batches), 130, "exactly once"),
     "serve-batch": Contestant("Ray Serve, @serve.batch of 32", serve_batch, 120),
@@ -101,7 +101,7 @@ CONTESTANTS = {
 }
 CONTESTANTS |= {
     f"embedded-{name}": replace(CONTESTANTS[name], title=f"{CONTESTANTS[name].title}, embedded broker", embedded=True)
-    for name in ("exactly-once", "at-least-once", "audited", "audited-at-least-once")
+    for name in ("exactly-once", "at-least-once", "sampled", "sampled-at-least-once")
 }
 
 

@@ -10,9 +10,9 @@ import pytest
 
 @pytest.mark.parametrize(
     "module",
-    ["fields", "sketch", "rates", "monitor.statistics", "monitor.state", "monitor.snapshot", "dashboard.letters"],
+    ["", "fields", "sketch", "rates", "monitor.statistics", "monitor.state", "monitor.snapshot", "dashboard.letters"],
 )
 def test_examples(module: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"twinlens.{module}"))
+    result = doctest.testmod(importlib.import_module(f"twinlens.{module}".removesuffix(".")))
     assert result.failed == 0
     assert result.attempted > 0

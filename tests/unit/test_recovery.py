@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinlens.broker.recovery import member_of, left_open, transactional_id
+from twinlens.broker.recovery import left_open, member_of, transactional_id
 
 NAMES = st.text("abc.-_0", min_size=1, max_size=4)
 PROCESS = st.text("0123456789abcdef", min_size=8, max_size=8)
