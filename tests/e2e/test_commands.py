@@ -56,6 +56,7 @@ def twinlens(*arguments: str, env: dict[str, str] | None = None, stdin: bytes | 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["rollout"])
 def test_demo_ends_by_itself_with_a_summary(mark: dict[str, str], scenario: str) -> None:
     done = twinlens("demo", "--duration", "16", "--rate", "100", "--scenario", scenario, "--json", env=mark)

@@ -13,7 +13,8 @@ from kafka.errors import KafkaTimeoutError
 from twinlens.broker.client import new_consumer
 from twinlens.settings import Settings
 
-POLL_MS = 600
+FETCH_WAIT_MS = 100  #: the broker answers a fetch that brings nothing after this long
+POLL_MS = 200  #: longer than that: a poll that brings nothing means that there was nothing
 LIVE_S = 3.0  #: a topic that keeps growing is read this much longer
 QUIET_POLLS = 2  #: the end of a topic is believed after this many empty polls past the end offset
 
@@ -24,7 +25,11 @@ def read_topics(settings: Settings, topics: Iterable[str]) -> Iterator[tuple[str
     The end offset is where to stop at the earliest: the embedded broker reports one that lags by a batch.
     """
     consumer = new_consumer(
-        settings.kafka, isolation_level="read_committed", auto_offset_reset="earliest", max_poll_records=5_000
+        settings.kafka,
+        isolation_level="read_committed",
+        auto_offset_reset="earliest",
+        max_poll_records=5_000,
+        fetch_max_wait_ms=FETCH_WAIT_MS,
     )
     try:
         partitions = [
