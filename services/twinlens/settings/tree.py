@@ -234,7 +234,7 @@ class Settings(BaseSettings):
         return self.model_copy(update={"kafka": self.kafka.model_copy(update=dict.fromkeys(SECRETS))})
 
     def with_secrets(self) -> Self:
-        """A copy with the secrets of this process's environment and secrets folder. Raises AskUser if one is missing."""
+        """A copy with secrets of this process's environment and secrets folder. Raises AskUser if one is missing."""
         found = dict.fromkeys(SECRETS)
         with asking_user():
             for source in (SecretFiles(type(self), ENV_PREFIX), EnvSettingsSource(type(self))):
