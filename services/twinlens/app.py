@@ -1,8 +1,8 @@
-"""The only wiring point: settings in, Ray Serve application out.
+"""Builds the Ray Serve application from the settings. This is the only place that connects all parts.
 
-`build` is what a Serve config file names in `import_path`. The application has two deployments: `Replica`, scaled by
-Serve, each one a member of the consumer group with its own copy of the model; and `Monitor`, always one, which is the
-ingress and serves the API.
+A Serve config file names `build` in `import_path`. The application has two deployments. `Replica` is scaled by Serve;
+each replica is a member of the consumer group and has its own copy of the model. `Monitor` always has one replica. It
+is the ingress and serves the API.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ HEALTH: dict[str, Any] = {"health_check_period_s": 2, "health_check_timeout_s": 
     **HEALTH,
 )
 class ReplicaDeployment:
-    """Ray's side of `replica.replica.Replica`."""
+    """The Ray Serve deployment of `replica.replica.Replica`."""
 
     def __init__(self, settings: Settings) -> None:
         configure_logging()
         self._settings = settings
         threads = settings.torch_threads or _assigned_cpus()
-        # Read by libgomp and tokenizers when they are loaded, so this comes before the import of torch below.
-        # Threads beyond the replica's CPUs, or threads that spin while they wait, cost a factor of ten.
+        # libgomp and tokenizers read these when they are loaded, so set them before the import of torch below.
+        # More threads than the replica has CPUs, or threads that spin while they wait, make it ten times slower.
         os.environ["OMP_NUM_THREADS"] = str(threads)
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -53,7 +53,7 @@ class ReplicaDeployment:
 
         torch.set_num_threads(threads)
         context = serve.get_replica_context()
-        # A replica that replaces another gets its rank, and so as a static member its partitions, without a rebalance.
+        # A replica gets the rank of the one it replaces; a static member then gets its partitions, without a rebalance.
         instance_id = f"{settings.application}-{context.rank.rank}" if settings.kafka.static_membership else None
         self._replica = new_replica(
             settings.with_secrets(),
@@ -62,11 +62,11 @@ class ReplicaDeployment:
             ReplicaMetrics(),
         )
         self._replica.start()
-        # Ray's worker turns SIGTERM into sys.exit, without the drain that calls __del__.
+        # On SIGTERM Ray's worker calls sys.exit, without the drain that would call __del__.
         atexit.register(self._replica.stop)
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """What may change on a running replica: `batching`, pipeline arguments, batch limits of both paths."""
+        """Change a running replica: `batching`, the pipeline's arguments and the batch limits of both paths."""
         sections = {"batching": BatchingSettings, "raw": RawSettings, "predict": PredictSettings}
         if unknown := set(user_config) - set(sections):
             raise ValueError(f"user_config may hold batching, raw and predict, not {', '.join(sorted(unknown))}")
@@ -76,15 +76,15 @@ class ReplicaDeployment:
         self._replica.reconfigure(**{name: kind(**{**now[name], **changes[name]}) for name, kind in sections.items()})
 
     def check_health(self) -> None:
-        """Raises when the replica has to be replaced."""
+        """Raises an exception if the replica must be replaced."""
         self._replica.check_health()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Called by Serve, where there is an `autoscaling_config`, for `twinlens.autoscaling.LagPolicy`."""
+        """Statistics for `twinlens.autoscaling.LagPolicy`. Serve calls it if there is an `autoscaling_config`."""
         return dataclasses.asdict(await asyncio.to_thread(self._replica.autoscaling_stats))
 
     async def __del__(self) -> None:
-        """Called by Serve after the drain: finish and commit the windows in hand."""
+        """Finish and commit the current windows. Serve calls it after the drain."""
         if hasattr(self, "_replica"):
             await asyncio.to_thread(self._replica.stop)
 
@@ -92,7 +92,7 @@ class ReplicaDeployment:
 @serve.deployment(name="Monitor", num_replicas=1, ray_actor_options={"num_cpus": 0}, **HEALTH)
 @serve.ingress(api)
 class MonitorDeployment:
-    """Ray's side of `monitor.monitor.Monitor`, and the application's HTTP API."""
+    """The Ray Serve deployment of `monitor.monitor.Monitor`, with the HTTP API of the application."""
 
     def __init__(self, settings: Settings, replicas: DeploymentHandle[Any]) -> None:
         configure_logging()
@@ -100,11 +100,11 @@ class MonitorDeployment:
         self._monitor.start()
 
     def check_health(self) -> None:
-        """Raises when the monitor has to be replaced."""
+        """Raises an exception if the monitor must be replaced."""
         self._monitor.check_health()
 
     def view(self) -> bytes:
-        """`monitor.view.View` as JSON, for callers with a handle."""
+        """`monitor.view.View` as JSON, for callers with a Serve handle."""
         return bytes(json_response(self._monitor.view(now_ms())).body)
 
     @api.get("/api/view")
@@ -118,20 +118,20 @@ class MonitorDeployment:
 
 
 def build(args: dict[str, Any] | None = None) -> Application:
-    """The Serve application of the settings tree `args`, overridden by the environment. AskUser when it is wrong."""
+    """The Serve application for the settings `args`; the environment overrides them. AskUser if they are wrong."""
     return application(Settings.load(args))
 
 
 def application(settings: Settings, **replica_options: Any) -> Application:
-    """The Serve application; `replica_options` are those of `serve.deployment` for the replicas."""
-    # Ray keeps what is bound, in its own store and beyond a change of passwords: each process reads secrets itself.
+    """The Serve application. `replica_options` are options of `serve.deployment` for the replicas."""
+    # Ray stores what is bound and keeps it, even after a change of passwords. So each process reads the secrets itself.
     settings = settings.without_secrets()
     replicas = ReplicaDeployment.options(**replica_options).bind(settings)  # type: ignore[attr-defined]
     return MonitorDeployment.bind(settings, replicas)  # type: ignore[attr-defined, no-any-return]
 
 
 def _assigned_cpus() -> int:
-    """CPUs that Ray gave this replica; at least 1, as a replica with a fraction of one still needs a thread."""
+    """CPUs that Ray assigned to this replica, at least 1: with only a fraction of a CPU it still needs a thread."""
     import ray  # noqa: PLC0415
 
     resources: dict[str, float] = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]

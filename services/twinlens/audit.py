@@ -1,7 +1,7 @@
-"""An independent check of what was published: joins the output topics by source coordinates.
+"""An independent check of what was published. It joins the output topics by source coordinates.
 
-It shares nothing with the replicas' own comparison but the record types: scores are computed anew from the published
-logits. `join` is pure; reading the topics is in `broker.reading`.
+It shares only the record types with the comparison in the replicas: scores are computed again from the published
+logits. `join` is pure; `broker.reading` reads the topics.
 """
 
 from __future__ import annotations
@@ -32,43 +32,43 @@ from twinlens.settings import Settings
 
 Coordinates = tuple[int, int]  #: partition and offset on the input topic
 EXAMPLES = 10  #: how many missing or diverging tweets a report shows
-COORDINATOR_S = 15.0  #: for the group's coordinator to be found
-OPEN_GRACE_S = 5.0  #: how much longer than its timeout an open transaction may last
+COORDINATOR_S = 15.0  #: the longest wait for the group's coordinator to be found
+OPEN_GRACE_S = 5.0  #: an open transaction may last this much longer than its timeout
 
 
 class Report(msgspec.Struct, kw_only=True):
-    """What the audit found. `missing` and `duplicate` must be 0."""
+    """The result of the audit. `missing` and `duplicate` should be 0."""
 
     consumed: int = 0  #: records of the input topic before the group's committed offsets
-    published: int = 0  #: of them in both output topics
-    derived: int = 0  #: of these with a prediction made from the raw path's logits: there is nothing to compare
-    dead_lettered: int = 0  #: of them in the dead-letter topic
-    missing: int = 0  #: of them in neither, or in one output topic only
-    duplicate: int = 0  #: records more than one per tweet and topic
-    diverging: int = 0  #: of the published ones that are not derived
+    published: int = 0  #: of the consumed records, those on both output topics
+    derived: int = 0  #: of the published ones, those predicted from the raw path's logits: nothing to compare
+    dead_lettered: int = 0  #: of the consumed records, those on the dead-letter topic
+    missing: int = 0  #: of the consumed records, those on none of these topics, or on only one output topic
+    duplicate: int = 0  #: extra records: all after the first per tweet and topic
+    diverging: int = 0  #: of the published ones that are not derived, those that diverge
     label_divergences: int = 0
     score_divergences: int = 0
     one_sided: int = 0
-    monitor_tweets: int = 0  #: what the comparison records say: tweets published, compared or not
+    monitor_tweets: int = 0  #: by the comparison records: tweets published, compared or not
     monitor_diverging: int = 0
-    unreadable: int = 0  #: records of the output topics that are none of twinlens
+    unreadable: int = 0  #: records of the output topics that twinlens did not write
     examples: list[dict[str, Any]] = msgspec.field(default_factory=list)  #: the first diverging or missing tweets
 
     @property
     def clean(self) -> bool:
-        """Nothing missing, nothing twice."""
+        """No tweet is missing and none is published twice."""
         return self.missing == 0 and self.duplicate == 0
 
 
 class Side(NamedTuple):
-    """A path's answer on one tweet as it was published."""
+    """The published answer of one path for one tweet."""
 
     label: str | None
     score: float | None
 
 
 class Published(msgspec.Struct, kw_only=True):
-    """Everything read of the output topics, by source coordinates."""
+    """Everything that was read from the output topics, by source coordinates."""
 
     raw: dict[Coordinates, Side] = msgspec.field(default_factory=dict)
     predict: dict[Coordinates, Side] = msgspec.field(default_factory=dict)
@@ -83,7 +83,7 @@ class Published(msgspec.Struct, kw_only=True):
 
 
 def join(consumed: Iterable[Coordinates], published: Published, tolerance: float) -> Report:
-    """Compare what was consumed with what was published. `tolerance` is for windows without a comparison record."""
+    """Compare consumed records with published ones. `tolerance` applies to windows without a comparison record."""
     report = Report(
         duplicate=published.duplicate,
         monitor_tweets=published.monitor_tweets,
@@ -113,7 +113,7 @@ def join(consumed: Iterable[Coordinates], published: Published, tolerance: float
 
 
 def verdict_of(raw: Side, predict: Side, tolerance: float) -> Verdict:
-    """The verdict from published values alone."""
+    """The verdict, computed only from published values."""
     if raw.label is None and predict.label is None:
         return Verdict.BOTH_FAILED
     if raw.label is None or predict.label is None or raw.score is None or predict.score is None:
@@ -125,7 +125,7 @@ def verdict_of(raw: Side, predict: Side, tolerance: float) -> Verdict:
 
 
 def raw_side(record: LogitsRecord) -> Side:
-    """Label and score from published logits, by the function the record names."""
+    """Label and score from published logits, computed with the function that the record names."""
     if record.error is not None:
         return Side(None, None)
     logits = np.asarray(record.logits, np.float32)
@@ -147,12 +147,12 @@ def predict_side(record: PredictionRecord) -> Side:
 
 
 def audit(settings: Settings) -> Report:
-    """Read every topic from its beginning and join them, up to what the group has committed.
+    """Read every topic from its beginning and join them, up to the committed offsets of the group.
 
-    Holds two small tuples per tweet in memory. Tweets whose outputs retention has removed count as missing.
+    Holds two small tuples per tweet in memory. Tweets count as missing if retention has removed their outputs.
     """
     with naming_denials(settings.kafka, "Describe", group=settings.group_id):
-        ends = committed_offsets(settings)  # first, so that everything before them is in the outputs
+        ends = committed_offsets(settings)  # read first, so that everything before them is in the outputs
     with naming_denials(settings.kafka, "Read"):
         _wait_for_open_transactions(settings)
         published = Published()
@@ -170,9 +170,9 @@ def audit(settings: Settings) -> Report:
 
 
 def _wait_for_open_transactions(settings: Settings) -> None:
-    """Wait until what is in the outputs now can be read: an open transaction hides whatever comes after its beginning.
+    """Wait until all current outputs can be read: an open transaction hides everything after its beginning.
 
-    One that somebody left open when he died ends after `kafka.transaction_timeout_ms`; AskUser if it does not.
+    A transaction left open by a dead process ends after `kafka.transaction_timeout_ms`. Raises AskUser if it does not.
     """
     admin, consumer = new_admin(settings.kafka), new_consumer(settings.kafka, isolation_level="read_committed")
     try:
@@ -193,7 +193,7 @@ def _wait_for_open_transactions(settings: Settings) -> None:
 
 
 def committed_offsets(settings: Settings) -> dict[int, int]:
-    """Committed offset of the group per partition of the input topic."""
+    """The committed offset of the group for each partition of the input topic."""
     admin = new_admin(settings.kafka)
     deadline = time.monotonic() + COORDINATOR_S
     try:
@@ -201,7 +201,7 @@ def committed_offsets(settings: Settings) -> dict[int, int]:
         while offsets is None:
             try:
                 offsets = admin.list_group_offsets({settings.group_id: None})[settings.group_id]
-            except RetriableError:  # on a new cluster the first question makes Kafka create its offsets topic
+            except RetriableError:  # on a new cluster, the first request makes Kafka create its offsets topic
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)

@@ -1,8 +1,8 @@
-"""JSON Schema of every published record type, and an AsyncAPI document of the six topics. Pure, but for `main`.
+"""JSON Schemas of all published record types, and an AsyncAPI document of the six topics. Pure, except for `main`.
 
-Both are generated from `twinlens.records`, so that they cannot say anything else than the code. The names of the
-topics are those of the default settings; the environment is not read. `python -m twinlens.schemas docs` writes
-`docs/schemas/<topic>.schema.json` and `docs/asyncapi.json`; a test fails when they are stale.
+Both are generated from `twinlens.records`, so they always agree with the code. The names of the topics are those of the
+default settings; the environment is not read. `python -m twinlens.schemas docs` writes
+`docs/schemas/<topic>.schema.json` and `docs/asyncapi.json`. A test fails if these files are out of date.
 """
 
 from __future__ import annotations
@@ -38,13 +38,15 @@ KAFKA: Final = {"bindingVersion": "0.5.0"}
 
 TWEET: Final[Schema] = {
     "title": "Tweet",
-    "description": "What twinlens reads, with `intake.text_field` and `intake.id_field` as they are by default. Any "
-    "other field is allowed and ignored. With `intake.format: text` the value is plain UTF-8 text instead.",
+    "description": "What twinlens reads, with the default `intake.text_field` and `intake.id_field`. Other fields are "
+    "allowed and ignored. With `intake.format: text` the value is plain UTF-8 text instead.",
     "type": "object",
     "properties": {
-        "id": {"description": "A string or a number names the tweet; else its name is `topic/partition/offset`."},
+        "id": {
+            "description": "The tweet's id, if it is a string or a number. Otherwise it is `topic/partition/offset`."
+        },
         "text": {
-            "description": "What both paths classify. An empty text is a tweet as well.",
+            "description": "What both paths classify. It may be empty.",
             "type": "string",
             "maxLength": IntakeSettings().max_text_chars,
         },
@@ -53,22 +55,22 @@ TWEET: Final[Schema] = {
 }
 TRACEPARENT: Final[Schema] = {
     "type": "string",
-    "description": "W3C trace context. Like every other header of the source record it is passed through untouched.",
+    "description": "W3C trace context. Like all other headers of the source record, it is passed on unchanged.",
 }
-#: Headers that may be on any record, since they are passed through.
+#: Headers that may be on any record, because they are passed on from the source record.
 PASSED_HEADERS: Final[dict[str, Schema]] = {
     "traceparent": TRACEPARENT,
     "twinlens.replayed_from": {
         "type": "string",
-        "description": "Only where `twinlens dlq replay` has put a dead letter back: where that lies.",
+        "description": "Only if `twinlens dlq replay` put a dead letter back: where that letter is.",
         "pattern": "/[0-9]+/[0-9]+$",
     },
 }
-SOURCE_KEY: Final[Schema] = {"type": ["string", "null"], "description": "Any bytes, or null: the source record's key."}
+SOURCE_KEY: Final[Schema] = {"type": ["string", "null"], "description": "The source record's key: any bytes, or null."}
 #: Headers that `replica.outputs` adds to a dead letter. Kafka headers are bytes; these are UTF-8 text.
 DEAD_LETTER_HEADERS: Final[dict[str, Schema]] = {
     "twinlens.reason": {"enum": [str(reason) for reason in RefusalReason], "description": "Why it was refused."},
-    "twinlens.detail": {"description": "The reason for people; never quotes the tweet."},
+    "twinlens.detail": {"description": "The reason as text for people; it never quotes the tweet."},
     "twinlens.source.topic": {"description": "Where the record was read: topic."},
     "twinlens.source.partition": {"description": "Where the record was read: partition.", "pattern": "^[0-9]+$"},
     "twinlens.source.offset": {"description": "Where the record was read: offset.", "pattern": "^[0-9]+$"},
@@ -77,13 +79,14 @@ DEAD_LETTER_HEADERS: Final[dict[str, Schema]] = {
     "twinlens.application": {"description": "The setting `application`."},
 }
 CUT_HEADER: Final[dict[str, Schema]] = {
-    "twinlens.cut_from_bytes": {"description": "Only where the value was cut: its length.", "pattern": "^[0-9]+$"}
+    "twinlens.cut_from_bytes": {"description": "Only if the value was cut: its original length.", "pattern": "^[0-9]+$"}
 }
 
 
 def example_records() -> dict[str, Record]:
-    """One record per output type, by topic. All tell of one tweet of the demonstration stream on the demonstration
-    model with `raw.max_length` 16: the raw path cuts the text, and the labels part.
+    """One example of each output type, by topic: one tweet of the demo, on the demo's model, with `raw.max_length` 16.
+
+    The raw path cuts the text, and the labels differ.
     """
     model = records.ModelId("demo-model", "88383da6c769")
     place = records.SourceCoordinates("tweets", 3, 1042)
@@ -133,7 +136,7 @@ def _example_comparison(model: records.ModelId) -> records.ComparisonRecord:
 
 
 def json_schemas() -> dict[str, Schema]:
-    """JSON Schema by topic. The dead letters have none: their values are whatever could not be read."""
+    """JSON Schemas by topic. Dead letters have none: their values are what could not be read."""
     schemas = {TOPICS.input: {"$schema": DRAFT, **TWEET}}
     for name, record in TYPES.items():
         components = _components([record], "#/$defs/{name}")
@@ -143,17 +146,17 @@ def json_schemas() -> dict[str, Schema]:
 
 
 def asyncapi() -> Schema:
-    """The AsyncAPI 3.0 document: topics, operations as the application does them, messages, keys, headers."""
+    """The AsyncAPI 3.0 document: topics, the operations of the application, messages, keys, headers."""
     kafka = KafkaSettings()
     return {
         "asyncapi": "3.0.0",
         "info": {
             "title": "twinlens",
             "version": __version__,
-            "description": "Reads tweets and publishes what a model's call and its pipeline say of each, and where "
-            "they part. A window's records and its source offsets are one Kafka transaction: read with "
-            "`isolation.level=read_committed`. Readers must ignore unknown fields; a field that has its default is "
-            "left out.",
+            "description": "Reads tweets, publishes the results of a model's call and of its pipeline for each tweet, "
+            "and reports where they differ. A window's records and its source offsets are one Kafka transaction: read "
+            "with `isolation.level=read_committed`. Readers must ignore unknown fields. A field that has its default "
+            "value is left out.",
             "license": {"name": "Apache-2.0"},
         },
         "defaultContentType": JSON,
@@ -172,7 +175,7 @@ def asyncapi() -> Schema:
 
 def _channel(name: str) -> Schema:
     address = getattr(TOPICS, name)
-    outputs = "Co-partitioned with the input: partition p holds what came of the input's partition p, in its order."
+    outputs = "Co-partitioned with the input: partition p has the results for the input's partition p, in order."
     return {
         "address": address,
         "description": "The input topic." if name == "input" else outputs,
@@ -185,7 +188,7 @@ def _operation(action: str, name: str, group: str | None = None) -> Schema:
     messages = [{"$ref": f"#/channels/{name}/messages/{name}"}]
     operation: Schema = {"action": action, "channel": {"$ref": f"#/channels/{name}"}, "messages": messages}
     if group is not None:
-        schema = {"type": "string", "default": group, "description": "`kafka.group_id`, else `application`."}
+        schema = {"type": "string", "default": group, "description": "`kafka.group_id`, or `application` if unset."}
         operation["bindings"] = {"kafka": {"groupId": schema, **KAFKA}}
     return operation
 
@@ -199,7 +202,7 @@ def _messages() -> Schema:
     for name, record in TYPES.items():
         ref = {"$ref": f"#/components/schemas/{record.__name__}"}
         messages[name] = _message(record.__name__, ref, passed, SOURCE_KEY, payload=examples[getattr(TOPICS, name)])
-    # A comparison tells of many source records: it has neither their keys nor their headers.
+    # A comparison covers many source records, so it has neither their keys nor their headers.
     place = {"type": "string", "description": "`<source topic>/<source partition>`", "pattern": "/[0-9]+$"}
     messages["comparisons"]["bindings"]["kafka"]["key"] = place
     del messages["comparisons"]["headers"], messages["comparisons"]["examples"][0]["headers"]
@@ -226,7 +229,7 @@ def _dead_letter() -> Schema:
         "properties": {**PASSED_HEADERS, **added, **CUT_HEADER},
         "required": list(added),
     }
-    value = {"description": "The refused record's bytes, whole unless `twinlens.cut_from_bytes` says otherwise."}
+    value = {"description": "The bytes of the refused record, cut if the header `twinlens.cut_from_bytes` is there."}
     message = _message("DeadLetter", value, headers, SOURCE_KEY, payload='{"id": "71", "text": "half of it')
     detail = "Unterminated string starting at: line 1 column 22 (char 21)"
     values = ("not_json", detail, "tweets", "3", "1043", "1767225599000", "1767225600000", "twinlens")
@@ -235,7 +238,7 @@ def _dead_letter() -> Schema:
 
 
 def _components(types: list[type[Record]], template: str) -> dict[str, Schema]:
-    """Schemas of `types` and what they refer to, by name, with the `#:` notes of their fields as descriptions."""
+    """Schemas, by name, of `types` and the types they use. The `#:` notes of the fields become descriptions."""
     _, components = msgspec.json.schema_components(types, ref_template=template)
     for name, schema in components.items():
         schema["description"] = inspect.cleandoc(schema["description"])
@@ -246,7 +249,7 @@ def _components(types: list[type[Record]], template: str) -> dict[str, Schema]:
 
 
 def main(arguments: list[str]) -> None:
-    """Write everything below the folder that the one argument names."""
+    """Write all documents into the folder that the only argument names."""
     if len(arguments) != 1:
         sys.exit("usage: python -m twinlens.schemas FOLDER")
     for path, document in documents().items():
@@ -256,7 +259,7 @@ def main(arguments: list[str]) -> None:
 
 
 def documents() -> dict[str, str]:
-    """What `main` writes: text by path below the folder."""
+    """What `main` writes: path in the folder -> text."""
     files = {f"schemas/{topic}.schema.json": schema for topic, schema in json_schemas().items()}
     files["asyncapi.json"] = asyncapi()
     return {path: json.dumps(body, indent=2, sort_keys=True, ensure_ascii=False) + "\n" for path, body in files.items()}

@@ -1,4 +1,4 @@
-"""The report of a run as a page that people read; it becomes part of docs/reliability.md."""
+"""The report of a run as Markdown, for docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def markdown(report: Report) -> str:
     ]
     lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in counts), ""]
     lines += [
-        "Recovery: seconds from a fault to the first new commit on every partition. Standstill: the longest that a "
-        "partition went without a new commit, among those that began before the next fault. Every other fault strikes "
-        "before the one before it was recovered from.",
+        "Recovery: seconds from a fault to the first new commit on every partition. Standstill: the longest time that "
+        "a partition was without a new commit, for standstills that began before the next fault. About every second "
+        "fault is injected before the system has recovered from the one before.",
         "",
         "| fault | count | recovery: median | p90 | max | standstill: median | p90 | max |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",

@@ -87,10 +87,10 @@ def test_neither_secrets_nor_tweets_are_kept_or_shown(
             assert PASSWORD.encode() not in pickle.dumps(serve.status())
 
             file.write_text(WRONG)
-            with pytest.raises(AskUser, match="lets User:tweeter not in") as caught:
+            with pytest.raises(AskUser, match="refuses User:tweeter") as caught:
                 deploy_config(config(f"{name}-2", {**args, "application": f"{name}-2"}, tmp_path), print)
             assert WRONG not in str(caught.value)
-            assert holders("lets User:tweeter not in")
+            assert holders("refuses User:tweeter")
             assert holders(WRONG) == []
         finally:
             for each in set(serve.status().applications) & {name, f"{name}-2"}:

@@ -122,8 +122,8 @@ def test_show_has_the_facts_and_raw_has_the_bytes_alone(new_settings: NewSetting
 @pytest.mark.parametrize(
     ("coordinates", "said"),
     [
-        ("0/7", "holds the offsets 0 to"),
-        ("1/0", "holds nothing"),
+        ("0/7", "has the offsets 0 to"),
+        ("1/0", "is empty"),
         ("2/0", "has no partition 2"),
         ("7", "not PARTITION/OFFSET"),
         ("0/-1", "not PARTITION/OFFSET"),
@@ -174,7 +174,7 @@ def test_replay_chooses_and_says_what_it_passed_over(new_settings: NewSettings) 
     assert values(settings) == [b"\xff1", b"\xff2"]
     rest = run(settings, "replay", "--yes", "--reason", "not_utf8")
     assert "1 letters replayed" in rest.stdout
-    assert "1 other records left alone" in rest.stdout
+    assert "1 other records ignored" in rest.stdout
     assert "warning: 1 letters cannot be replayed" in rest.stderr
     run(settings, "replay", "--yes", "--from-beginning", "--reason", "not_json")
     assert values(settings) == [b"other", b"\xff1", b"\xff2", b"\xff3"]
@@ -240,7 +240,7 @@ def test_replay_asks_first(new_settings: NewSettings, monkeypatch: pytest.Monkey
     monkeypatch.setattr(dlq, "can_ask", lambda: True)
     refused = run(settings, "replay", input="n\n")
     assert refused.exit_code == 1
-    assert f"1 letters are to be replayed to {settings.topics.input}: not_json 1" in refused.stdout
+    assert f"1 letters will be replayed to {settings.topics.input}: not_json 1" in refused.stdout
     assert values(settings) == []
     assert run(settings, "replay", input="y\n").exit_code == 0
     assert values(settings) == [b"a"]
@@ -362,7 +362,7 @@ def test_a_replay_from_the_beginning_that_is_interrupted_goes_on_in_every_partit
 @pytest.mark.kafka
 def test_show_knows_the_gaps_between_transactions(kafka_settings: Settings) -> None:
     bury(kafka_settings, [(0, NOT_JSON, b"a")])
-    assert "Kafka marks the end" in str(run(kafka_settings, "show", "0/1").exception)
+    assert "mark the end of each transaction" in str(run(kafka_settings, "show", "0/1").exception)
     bury(kafka_settings, [(0, NOT_JSON, b"b")])
     assert "The next record is at 0/2." in str(run(kafka_settings, "show", "0/1").exception)
     assert run(kafka_settings, "show", "0/2", "--raw").stdout_bytes == b"b"
@@ -379,6 +379,6 @@ def test_a_letter_that_the_topic_does_not_take_is_not_passed_over(kafka_settings
     admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, kafka_settings.topics.input, limit)])
     admin.close()
     refused = run(kafka_settings, "replay", "--yes")
-    assert "Kafka did not take the letters" in str(refused.exception)
+    assert "Kafka did not accept the letters" in str(refused.exception)
     assert "0 letters replayed" in refused.stdout
     assert Replay(kafka_settings).plan().replayed.total() == 1

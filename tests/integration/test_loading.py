@@ -116,7 +116,7 @@ def without_head(kind: Any) -> Callable[[Path], None]:
         pytest.param(cut_weights, "cannot be read", id="half a file"),
         pytest.param(without_head(BertModel), "no trained classifier head: classifier.bias", id="no head"),
         pytest.param(without_head(BertForMaskedLM), "no trained classifier head", id="language model"),
-        pytest.param(another_architecture, "is no sequence classifier", id="for images"),
+        pytest.param(another_architecture, "is not a sequence classifier", id="for images"),
         pytest.param(
             lambda f: change_config(f, id2label={str(i): str(i) for i in range(5)}),
             "do not fit its config.json: classifier.bias, classifier.weight",

@@ -361,10 +361,10 @@ def test_tweets_go_through_by_every_way_in(
 WRONG: dict[str, tuple[Callable[[SecureKafka, TokenServer], dict[str, Any]], str]] = {
     "PLAIN": (
         lambda secure, _: secure.sasl("PLAIN", sasl_password="wrong"),
-        f"User:{USER} not in: .*Check kafka.sasl_username and kafka.sasl_password .TWINLENS_KAFKA__SASL_PASSWORD",
+        f"refuses User:{USER}: .*Check kafka.sasl_username and kafka.sasl_password .TWINLENS_KAFKA__SASL_PASSWORD",
     ),
-    "SCRAM": (lambda secure, _: secure.sasl(sasl_password="wrong"), f"User:{USER} not in: "),
-    "user": (lambda secure, _: secure.sasl(sasl_username="nobody"), "User:nobody not in: "),
+    "SCRAM": (lambda secure, _: secure.sasl(sasl_password="wrong"), f"refuses User:{USER}: "),
+    "user": (lambda secure, _: secure.sasl(sasl_username="nobody"), "refuses User:nobody: "),
     "mechanism": (
         lambda secure, server: oauth(secure, server) | {"sasl_mechanism": "PLAIN", "sasl_username": "a",
                                                         "sasl_password": PASSWORD},
@@ -377,16 +377,16 @@ WRONG: dict[str, tuple[Callable[[SecureKafka, TokenServer], dict[str, Any]], str
     "no authority": (lambda secure, _: secure.sasl(ssl_cafile=None), "The certificate of Kafka at .* is not trusted"),
     "no such authority": (
         lambda secure, _: secure.sasl(ssl_cafile="/no/ca.pem"),
-        "kafka.ssl_cafile /no/ca.pem is no PEM file with certificates .No such file",
+        "kafka.ssl_cafile /no/ca.pem is not a PEM file with certificates .No such file",
     ),
     "no certificate": (
         lambda secure, _: secure.kafka("MTLS"),
-        "refuses the client's certificate, or lacks one .*Set kafka.ssl_certfile and kafka.ssl_keyfile",
+        "refuses the client's certificate, or requires one .*Set kafka.ssl_certfile and kafka.ssl_keyfile",
     ),
     "no such certificate": (lambda secure, _: secure.mtls(ssl_certfile="/no/cert"), "kafka.ssl_certfile /no/cert"),
     "another's key": (
         lambda secure, _: secure.mtls(ssl_keyfile=str(secure.folder / "other.key")),
-        "ssl_keyfile .*other.key are no PEM certificate and its key",
+        "ssl_keyfile .*other.key are not a PEM certificate and its key",
     ),
     "password of the key": (
         lambda secure, _: secure.mtls(ssl_password="wrong"),
@@ -407,7 +407,7 @@ WRONG: dict[str, tuple[Callable[[SecureKafka, TokenServer], dict[str, Any]], str
     ),
     "expired token": (
         lambda secure, _: token_file(secure, unsigned_token(lifetime_s=-60)),
-        "this user not in: .*Check kafka.sasl_oauth_token_file",
+        "refuses this user: .*Check kafka.sasl_oauth_token_file",
     ),
     "no TLS": (lambda secure, _: secure.mtls(security_protocol="PLAINTEXT"), "or kafka.security_protocol"),
     "TLS": (lambda secure, _: secure.kafka("PLAINTEXT", security_protocol="SSL"), "or kafka.security_protocol"),

@@ -8,7 +8,7 @@ import pytest
 
 from twinlens.serving.deploy import UNHEALTHY_S, failure_of
 
-REASON = "The broker lets User:tweeter not in."
+REASON = "The broker refuses User:tweeter."
 
 
 def application(status: str, **messages: str) -> SimpleNamespace:

@@ -117,9 +117,7 @@ def asking_user(kafka: KafkaSettings, operation: str = "Describe", **names: str)
         with naming_denials(kafka, operation, **names):
             yield
     except SaslAuthenticationFailedError as error:
-        raise AskUser(
-            f"Kafka at {where} lets {user(kafka)} not in: {_text(error)}. {_check_credentials(kafka)}"
-        ) from None
+        raise AskUser(f"Kafka at {where} refuses {user(kafka)}: {_text(error)}. {_check_credentials(kafka)}") from None
     except UnsupportedSaslMechanismError:
         raise AskUser(f"Kafka at {where} does not offer {kafka.sasl_mechanism}; set kafka.sasl_mechanism.") from None
     except (KafkaConnectionError, KafkaTimeoutError, KafkaProtocolError, MetadataEmptyBrokerList) as error:
@@ -181,7 +179,7 @@ def _no_connection(error: Exception, where: str) -> str:
         return f"The certificate of Kafka at {where} is not trusted: {tls.verify_message}. Set kafka.ssl_cafile."
     if tls is not None and "ALERT" in (tls.reason or ""):
         return (
-            f"Kafka at {where} refuses the client's certificate, or lacks one ({tls.reason}). "
+            f"Kafka at {where} refuses the client's certificate, or requires one ({tls.reason}). "
             "Set kafka.ssl_certfile and kafka.ssl_keyfile."
         )
     return (

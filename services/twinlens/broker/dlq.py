@@ -34,8 +34,8 @@ def letter_at(settings: Settings, partition: int, offset: int) -> DeadLetter:
     if record is None or record.offset != offset:
         after = "" if record is None else f" The next record is at {partition}/{record.offset}."
         raise AskUser(
-            f"{where}: this offset holds no committed record. Offsets have gaps, since Kafka marks the end of each "
-            f"transaction at one.{after}"
+            f"{where}: this offset has no committed record. Offsets have gaps, because Kafka uses one to mark the end "
+            f"of each transaction.{after}"
         )
     if (letter := letter_of(record)) is None:
         raise AskUser(f"{where}: the record there does not have the headers that twinlens writes.")
@@ -48,9 +48,9 @@ def _record_from(consumer: KafkaConsumer, partition: TopicPartition, offset: int
     end = consumer.end_offsets([partition])[partition]
     where = f"partition {partition.partition} of {partition.topic}"
     if start == end:
-        raise AskUser(f"There is no offset {offset}: {where} holds nothing.")
+        raise AskUser(f"There is no offset {offset}: {where} is empty.")
     if not start <= offset < end:
-        raise AskUser(f"There is no offset {offset}: {where} holds the offsets {start} to {end - 1}.")
+        raise AskUser(f"There is no offset {offset}: {where} has the offsets {start} to {end - 1}.")
     consumer.assign([partition])
     consumer.seek(partition, offset)
     return next((record for records in polls_until(consumer, {partition: end}) for record in records), None)

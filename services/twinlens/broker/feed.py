@@ -49,7 +49,9 @@ def feed(
         try:
             producer.send(topic, line, key=key_of(line, key_field)).add_errback(failed.append)
         except MessageSizeTooLargeError:
-            raise AskUser(f"Line {sent + 1} has {len(line):,} bytes; raise kafka.max_request_bytes.") from None
+            raise AskUser(
+                f"Line {sent + 1} is too large ({len(line):,} bytes). Raise kafka.max_request_bytes."
+            ) from None
         sent += 1
     producer.flush(timeout=60)
     if failed:

@@ -115,7 +115,7 @@ class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]
             reason = getattr(error, "reason", error)
             raise TokenUnavailableError(f"the token server at {self._url} does not answer: {reason}") from None
         except ValueError:
-            raise TokenUnavailableError(f"the token server at {self._url} answered no JSON") from None
+            raise TokenUnavailableError(f"the token server at {self._url} did not answer with JSON") from None
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

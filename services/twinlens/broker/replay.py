@@ -231,17 +231,18 @@ class Replay:
             return producer.send(topic, value, letter.key, [*letter.headers, origin], partition)
         except MessageSizeTooLargeError:
             raise AskUser(
-                f"The dead letter {letter.at} has {len(value or b''):,} bytes; raise kafka.max_request_bytes."
+                f"The dead letter {letter.at} is too large ({len(value or b''):,} bytes). "
+                "Raise kafka.max_request_bytes."
             ) from None
 
     def _explained(self, error: KafkaError) -> AskUser:
-        stays = "What was replayed before stays, and nothing is replayed twice; the next replay goes on from there."
+        stays = "Letters that were already replayed stay replayed, and the next replay continues after them."
         if isinstance(error, _FENCED) or ProducerFencedError.__name__ in str(error):
             return AskUser(
                 f"Another replay of the group {self._settings.group_id} has taken over from this one, or a transaction "
                 f"took longer than kafka.transaction_timeout_ms. {stays}"
             )
-        return AskUser(f"Kafka did not take the letters ({error!r}). {stays}")
+        return AskUser(f"Kafka did not accept the letters ({error!r}). {stays}")
 
 
 def _abort(producer: KafkaProducer) -> None:

@@ -73,7 +73,7 @@ class SnapshotWriter:
             self._producer.send(topic, value, key, headers, PARTITION).get(timeout=WRITE_TIMEOUT_S)
         except (MessageSizeTooLargeError, RecordListTooLargeError):
             raise AskUser(
-                f"A snapshot is too large: raise kafka.max_request_bytes, and max.message.bytes of {topic} with it."
+                f"A snapshot is too large. Raise kafka.max_request_bytes, and max.message.bytes of {topic} too."
             ) from None
         except KafkaError:
             self.close()  # drops what it has not sent yet: the next snapshot is newer

@@ -26,7 +26,7 @@ def check_certificates(kafka: KafkaSettings) -> None:
             context.load_verify_locations(kafka.ssl_cafile)
         except OSError as error:
             raise AskUser(
-                f"kafka.ssl_cafile {kafka.ssl_cafile} is no PEM file with certificates ({_reason(error)})."
+                f"kafka.ssl_cafile {kafka.ssl_cafile} is not a PEM file with certificates ({_reason(error)})."
             ) from None
     if kafka.ssl_certfile:
         secret = kafka.ssl_password
@@ -37,7 +37,7 @@ def check_certificates(kafka: KafkaSettings) -> None:
         except (OSError, ValueError) as error:
             files = f"{kafka.ssl_certfile} and kafka.ssl_keyfile {kafka.ssl_keyfile or '(the same file)'}"
             raise AskUser(
-                f"kafka.ssl_certfile {files} are no PEM certificate and its key, or kafka.ssl_password "
+                f"kafka.ssl_certfile {files} are not a PEM certificate and its key, or kafka.ssl_password "
                 f"(TWINLENS_KAFKA__SSL_PASSWORD) does not open the key ({_reason(error)})."
             ) from None
 

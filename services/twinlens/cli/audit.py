@@ -1,4 +1,4 @@
-"""`twinlens audit`: check independently that nothing is missing or there twice."""
+"""`twinlens audit`: an independent check that no tweet is missing or published twice."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def audit(
 ) -> None:
     """Join the output topics by source coordinates and report missing, duplicate and diverging tweets.
 
-    Reads every topic from its beginning; tweets that the group has not committed yet do not count. Exit code 1 when
-    a tweet is missing or there twice.
+    Reads every topic from its beginning. Tweets that the group has not committed yet are not counted. Exit code 1 if
+    a tweet is missing or published twice.
 
     Example: twinlens audit -b kafka:9092 --json
     """
@@ -50,4 +50,4 @@ def _show(report: auditing.Report) -> None:
         console.print(
             f"{example['what']:>10}  {example['partition']}/{example['offset']}", example["raw"], example["predict"]
         )
-    console.print("nothing missing, nothing twice" if report.clean else "[red]tweets are missing or there twice[/red]")
+    console.print("nothing missing, nothing twice" if report.clean else "[red]tweets are missing or duplicated[/red]")

@@ -1,4 +1,4 @@
-"""`twinlens demo`: broker, Ray, application and a stream of real tweets, on this machine, with one command."""
+"""`twinlens demo`: starts broker, Ray, application and a stream of real tweets on this machine."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from twinlens.serving.cluster import terminate_like_ctrl_c
 
 def demo(
     duration: Annotated[
-        float | None, typer.Option(min=1, help="Seconds of streaming; without it until Ctrl-C.")
+        float | None, typer.Option(min=1, help="Stream for this many seconds (default: until Ctrl-C).")
     ] = None,
-    rate: Annotated[float, typer.Option(min=0, help="Tweets per second; 0 is as fast as they go.")] = 200,
+    rate: Annotated[float, typer.Option(min=0, help="Tweets per second; 0: as fast as possible.")] = 200,
     scenario: Annotated[
         Scenario,
         typer.Option(
             help="none: both paths as configured; precision: the predict path in bfloat16; truncation: the predict "
-            "path cut at 16 tokens; rollout: clean at first, then cut, as by a bad deployment."
+            "path cut at 16 tokens; rollout: no difference at first, then cut, like a bad deployment."
         ),
     ] = Scenario.PRECISION,
     source: Annotated[
         Path | None,
-        typer.Option(help="Other tweets, one JSON object per line; streamed once, or again and again for --duration."),
+        typer.Option(help="Your own tweets, one JSON object per line; streamed once, or repeatedly with --duration."),
     ] = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print the summary as one JSON object on the last line.")
     ] = False,
 ) -> None:
-    """See twinlens at work: real tweets, both paths, and how they diverge. Needs neither Kafka nor a GPU.
+    """Show twinlens at work: real tweets, both paths, and how they diverge. Needs no Kafka and no GPU.
 
     Example: twinlens demo
 

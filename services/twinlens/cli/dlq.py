@@ -1,4 +1,4 @@
-"""`twinlens dlq`: look at the dead letters, and replay them."""
+"""`twinlens dlq`: list, show and replay dead letters."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from twinlens.errors import AskUser, RefusalReason
 from twinlens.serving.cluster import terminate_like_ctrl_c
 from twinlens.settings import Settings
 
-app = typer.Typer(help="Look at the dead letters, and replay them.", no_args_is_help=True)
+app = typer.Typer(help="List, show and replay dead letters.", no_args_is_help=True)
 
 ReasonOption = Annotated[
     list[RefusalReason] | None,
     typer.Option(
         "--reason",
         metavar="REASON",
-        help=f"Only letters of this reason; may be given more than once. One of {', '.join(RefusalReason)}.",
+        help=f"Only letters with this reason; can be given several times. One of {', '.join(RefusalReason)}.",
     ),
 ]
 
@@ -46,12 +46,12 @@ def list_letters(
     bootstrap_servers: BrokersOption = None,
     app_name: AppOption = None,
     reason: ReasonOption = None,
-    limit: Annotated[int, typer.Option(min=1, help="Show this many, the newest.")] = 50,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per letter and line.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Show at most this many, the newest.")] = 50,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per letter, one per line.")] = False,
 ) -> None:
     """List the newest dead letters of the application, newest last, and count all of them by reason.
 
-    Values are not shown: `twinlens dlq show` does.
+    Values are not shown; `twinlens dlq show` shows them.
 
     Example: twinlens dlq list -c deploy/serve.yaml --reason not_json --reason not_utf8
 
@@ -77,11 +77,11 @@ def list_letters(
 
 @app.command()
 def show(
-    letter: Annotated[str, typer.Argument(metavar="PARTITION/OFFSET", help="Where it lies, as `list` writes it.")],
+    letter: Annotated[str, typer.Argument(metavar="PARTITION/OFFSET", help="The letter, as `list` shows it.")],
     config: ConfigOption = None,
     bootstrap_servers: BrokersOption = None,
     app_name: AppOption = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Write the value's bytes, and nothing else.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Write only the bytes of the value.")] = False,
 ) -> None:
     """Show one dead letter: reason, source, headers and value.
 
@@ -107,18 +107,18 @@ def replay(
     bootstrap_servers: BrokersOption = None,
     app_name: AppOption = None,
     reason: ReasonOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Replay this many, the oldest, and stop.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Replay at most this many, the oldest.")] = None,
     from_beginning: Annotated[
         bool, typer.Option("--from-beginning", help="Start at the first letter instead of where the last replay ended.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be replayed, and change nothing.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be replayed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Put dead letters back on the input topic, each once, as they were before they were refused.
+    """Put each dead letter back on the input topic once, as it was before it was refused.
 
-    A replay goes on where the last one ended, also where that was interrupted. Letters that are passed over (another
-    reason, or a value that was cut) are behind it then; --from-beginning goes back to them.
+    A replay continues where the last one ended, even if that one was interrupted. Letters that it skips (another
+    reason, or a value that was cut) are not read again by the next replay, unless you give --from-beginning.
 
     Example: twinlens dlq replay -c deploy/serve.yaml --dry-run
 
@@ -130,7 +130,7 @@ def replay(
     settings = load_settings(config, bootstrap_servers, app_name)
     if not (yes or dry_run or can_ask()):
         raise AskUser(
-            "Nobody can be asked, since standard input is no terminal. Give --yes, or --dry-run to look first."
+            "Replay asks before it starts, but standard input is no terminal. Give --yes, or --dry-run to look first."
         )
     topics.check_allowed(settings.kafka, settings.topics.dlq, "Read")
     topics.check_allowed(settings.kafka, settings.topics.input, "Write")
@@ -143,44 +143,44 @@ def replay(
         _say(settings, plan, "would be replayed" if dry_run else "replayed", json=json)
         return
     if not yes:
-        _say(settings, plan, "are to be replayed", json=False)
+        _say(settings, plan, "will be replayed", json=False)
         typer.confirm("Replay them?", abort=True, err=True)
     try:
         with _progress(console, f"replaying to {settings.topics.input}", count) as advance:
             replaying.run(advance)
     except KeyboardInterrupt:
-        console.print("interrupted: the next replay goes on from here")
+        console.print("interrupted: the next replay continues from here")
         raise
     finally:
         _say(settings, replaying.outcome, "replayed", json=json)
 
 
 def can_ask() -> bool:
-    """Whether somebody can answer a question."""
+    """Whether a person can answer a question."""
     return sys.stdin.isatty()
 
 
 def _say(settings: Settings, outcome: Outcome, what: str, *, json: bool) -> None:
-    """The outcome in one line on standard output, and a warning where letters are lost to a replay."""
+    """Print the outcome as one line on standard output, and warn about letters that cannot be replayed."""
     if json:
         typer.echo(msgspec.json.encode(outcome))
     else:
         passed, foreign = outcome.passed_over, outcome.foreign
         typer.echo(
             f"{outcome.replayed.total():,} letters {what} to {settings.topics.input}{by_reason(outcome.replayed)}"
-            + (f"; {passed.total():,} passed over{by_reason(passed)}" if passed else "")
-            + (f"; {foreign:,} other records left alone" if foreign else "")
+            + (f"; {passed.total():,} skipped{by_reason(passed)}" if passed else "")
+            + (f"; {foreign:,} other records ignored" if foreign else "")
         )
     if outcome.cut:
         typer.echo(
-            f"warning: {outcome.cut:,} letters cannot be replayed, since their values were cut to fit into "
+            f"warning: {outcome.cut:,} letters cannot be replayed, because their values were cut to fit into "
             "kafka.max_request_bytes; `twinlens dlq show` names their source",
             err=True,
         )
 
 
 def _coordinates(letter: str, topic: str) -> tuple[int, int]:
-    """`3/1043`, or with the topic before it, as the header `twinlens.replayed_from` has it."""
+    """Parse `3/1043`. The topic may come before it, as in the header `twinlens.replayed_from`."""
     *named, partition, offset = letter.removeprefix(f"{topic}/").split("/") if letter.count("/") else ("", "", "")
     if named or not (partition.isdecimal() and offset.isdecimal()):
         raise AskUser(f"{letter!r} is not PARTITION/OFFSET on {topic}, such as 3/1043; `twinlens dlq list` shows them.")
@@ -188,13 +188,13 @@ def _coordinates(letter: str, topic: str) -> tuple[int, int]:
 
 
 def _console(*, stderr: bool = False) -> Console:
-    """Without markup: what is printed came over Kafka."""
+    """A console without markup, because the text comes from Kafka."""
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
 @contextmanager
 def _progress(console: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, nothing elsewhere."""
+    """A progress bar on a terminal, nothing elsewhere."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task(what, total=total)

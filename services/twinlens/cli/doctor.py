@@ -1,4 +1,4 @@
-"""`twinlens doctor`: is everything there, and what to do about what is not."""
+"""`twinlens doctor`: checks everything the application needs and says what to fix."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OLDEST, NEWEST = (3, 11), (3, 13)
 
 
 def doctor(config: ConfigOption = None, bootstrap_servers: BrokersOption = None, app: AppOption = None) -> None:
-    """Check Python, Ray, device, settings, broker, topics and models. Exit code 2 when something is wrong.
+    """Check Python, Ray, device, settings, broker, topics and models. Exit code 2 if something is wrong.
 
     Example: twinlens doctor -c deploy/serve.yaml
     """
@@ -58,7 +58,7 @@ def doctor(config: ConfigOption = None, bootstrap_servers: BrokersOption = None,
         check("raw", lambda: _model(chosen, predict=False))
         check("predict", lambda: _model(chosen, predict=True))
     if wrong:
-        typer.echo(f"{wrong} thing(s) to mend", err=True)
+        typer.echo(f"{wrong} thing(s) to fix", err=True)
         sys.exit(2)
 
 
@@ -79,7 +79,7 @@ def _ray() -> str:
 
 
 def device_line(settings: Settings) -> str:
-    """The device, and the number format that is fast on it."""
+    """The device and, on a CPU, the number format that is fast on it."""
     import torch  # noqa: PLC0415
 
     from twinlens.paths.model import resolve_device  # noqa: PLC0415
@@ -88,7 +88,7 @@ def device_line(settings: Settings) -> str:
     if device.startswith("cuda"):
         if not torch.cuda.is_available():
             raise AskUser(
-                "The setting `device` is cuda, but torch sees no GPU; install a CUDA build or set it to auto."
+                "The setting `device` is cuda, but torch finds no GPU. Install a CUDA build or set it to auto."
             )
         return f"{device} ({torch.cuda.get_device_name(device)})"
     has_bfloat16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

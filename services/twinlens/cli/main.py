@@ -14,8 +14,8 @@ from twinlens.logs import configure_logging
 
 app = typer.Typer(
     name="twinlens",
-    help="One model seen through two lenses, the call and the pipeline, live on a Kafka stream.\n\n"
-    "Start with [bold]twinlens demo[/bold]: it needs neither Kafka nor a GPU.",
+    help="Run one model in two ways, the call and the pipeline, on a Kafka stream, and compare the results.\n\n"
+    "Start with [bold]twinlens demo[/bold]: it needs no Kafka and no GPU.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -47,7 +47,7 @@ def _root(
 
 
 def main() -> None:
-    """Entry point. What a person must mend is one sentence and exit code 2; Ctrl-C is 130."""
+    """Entry point. AskUser becomes a message and exit code 2; Ctrl-C gives exit code 130."""
     configure_logging()
     try:
         app()

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands have."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ BrokersOption = Annotated[
     str | None,
     typer.Option("--bootstrap-servers", "-b", help="Kafka brokers, host:port separated by commas."),
 ]
-AppOption = Annotated[str | None, typer.Option("--app", help="Application of the config file, when it has several.")]
+AppOption = Annotated[str | None, typer.Option("--app", help="Application in the config file, if it has several.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on the last line.")]
 
 
 def load_settings(config: Path | None, brokers: str | None = None, app: str | None = None) -> Settings:
-    """Settings of a command: the file's, then the environment's, then the options'."""
+    """The settings of a command. The environment overrides the file, and the options override both."""
     settings = Settings.load(read_application(config, app)["args"] if config else {})
     if brokers:
         kafka = settings.kafka.model_copy(update={"bootstrap_servers": brokers})

@@ -1,4 +1,4 @@
-"""`twinlens produce`: feed lines into the input topic."""
+"""`twinlens produce`: send lines to the input topic."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def produce(
     config: ConfigOption = None,
     bootstrap_servers: BrokersOption = None,
     app: AppOption = None,
-    topic: Annotated[str | None, typer.Option(help="Topic to feed (default: the input topic).")] = None,
-    rate: Annotated[float, typer.Option(min=0, help="Records per second; 0 is as fast as they go.")] = 0,
-    key_field: Annotated[str | None, typer.Option(help="Field whose value is the record's key.")] = "id",
+    topic: Annotated[str | None, typer.Option(help="Topic to send to (default: the input topic).")] = None,
+    rate: Annotated[float, typer.Option(min=0, help="Records per second; 0: as fast as possible.")] = 0,
+    key_field: Annotated[str | None, typer.Option(help="Field whose value becomes the record's key.")] = "id",
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many records.")] = None,
 ) -> None:
-    """Send every line of a file, as it is, as one record.
+    """Send each line of a file, unchanged, as one record.
 
     Example: twinlens produce tweets.jsonl -b kafka:9092 --rate 500 --key-field user.id
 

@@ -16,15 +16,15 @@ from twinlens.settings import Settings
 
 def serve(
     config: Annotated[
-        Path, typer.Option("--config", "-c", help="Ray Serve config file; deploy/serve.yaml is the model.")
+        Path, typer.Option("--config", "-c", help="Ray Serve config file; deploy/serve.yaml is an example.")
     ],
     address: Annotated[
         str | None,
-        typer.Option(envvar="RAY_ADDRESS", help="A running Ray cluster (default: start one on this machine)."),
+        typer.Option(envvar="RAY_ADDRESS", help="Address of a running Ray cluster (default: start Ray here)."),
     ] = None,
     verbose: Annotated[bool, typer.Option(help="Show the logs of Ray and of the replicas.")] = False,
 ) -> None:
-    """Run twinlens against any Kafka until Ctrl-C.
+    """Run twinlens with your Kafka until Ctrl-C.
 
     The same file works with `serve deploy`. Settings come from its `args`; environment variables override them.
 
@@ -44,10 +44,10 @@ def serve(
             deploy_config(schema, lambda line: typer.echo(line, err=True))
             http = schema["http_options"]
             served = f"http://{http['host']}:{http['port']}"
-            typer.echo(f"twinlens serves {', '.join(names)} at {served} (Ctrl-C stops)", err=True)
+            typer.echo(f"twinlens serves {', '.join(names)} at {served} (Ctrl-C stops it)", err=True)
             watch_applications(names, lambda line: typer.echo(line, err=True))
         except KeyboardInterrupt:
-            typer.echo("stopping: replicas finish and commit what they have in hand", err=True)
+            typer.echo("stopping: replicas finish and commit their current windows", err=True)
         finally:
             from ray import serve as ray_serve  # noqa: PLC0415
 
@@ -56,7 +56,7 @@ def serve(
 
 
 def _check(settings: Settings) -> None:
-    """What can be known before anything is started: broker, topics, rights, models."""
+    """Check what can be checked before the start: broker, topics, rights, models."""
     access.check_application(settings)
     from twinlens.paths.model import check_model  # noqa: PLC0415 - imports transformers
 

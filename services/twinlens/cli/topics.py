@@ -20,10 +20,10 @@ def create(
     config: ConfigOption = None,
     bootstrap_servers: BrokersOption = None,
     app_name: AppOption = None,
-    partitions: Annotated[int, typer.Option(min=1, help="Partitions of the input topic, if it has to be created.")] = 4,
+    partitions: Annotated[int, typer.Option(min=1, help="Partitions of the input topic, if it is created.")] = 4,
     replication: Annotated[int, typer.Option(min=1, help="Replicas of each partition.")] = 1,
 ) -> None:
-    """Create the topics that are missing; outputs get as many partitions as the input has.
+    """Create the missing topics. Outputs get as many partitions as the input has.
 
     Example: twinlens topics create -b kafka:9092 --partitions 12 --replication 3
     """
@@ -35,7 +35,7 @@ def create(
 
 @app.command()
 def describe(config: ConfigOption = None, bootstrap_servers: BrokersOption = None, app_name: AppOption = None) -> None:
-    """Show the topics as they are. Exit code 2 when one is missing or not co-partitioned.
+    """Show the topics. Exit code 2 if one is missing or not co-partitioned.
 
     Example: twinlens topics describe -c deploy/serve.yaml
     """

@@ -21,9 +21,9 @@ from twinlens.monitor.view import View
 
 
 def watch(
-    url: Annotated[str, typer.Option(help="Where the application is served.")] = "http://127.0.0.1:8000",
-    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
-    once: Annotated[bool, typer.Option(help="Show it once and end.")] = False,
+    url: Annotated[str, typer.Option(help="URL of the running application.")] = "http://127.0.0.1:8000",
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two updates.")] = 1.0,
+    once: Annotated[bool, typer.Option(help="Show it once and exit.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Show rate, lag, latency, agreement and the newest diverging tweets of a running application.
@@ -44,11 +44,11 @@ def watch(
 
 
 def fetch(url: str) -> View:
-    """The monitor's view over HTTP. AskUser when there is none."""
+    """Get the monitor's view over HTTP. Raises AskUser if there is none."""
     try:
         return msgspec.json.decode(_get(url), type=View)
     except msgspec.MsgspecError:
-        raise AskUser(f"What answers at {url} is not twinlens, or another version of it.") from None
+        raise AskUser(f"The server at {url} is not twinlens, or is another version of it.") from None
 
 
 def _get(url: str) -> bytes:

@@ -1,4 +1,4 @@
-"""How dead letters look on a terminal. What is printed came over Kafka, so nothing in it may steer the terminal."""
+"""Shows dead letters on a terminal. The text comes from Kafka, so nothing in it may control the terminal."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from rich.table import Table
 
 from twinlens.deadletter import DeadLetter
 
-DUMPED_BYTES = 256  #: of a value that is no text
-KEY_CHARS = 24  #: of a key in the list
-JOINER = "\u200d"  #: holds an emoji together
+DUMPED_BYTES = 256  #: shown of a value that is not text
+KEY_CHARS = 24  #: shown of a key in the list
+JOINER = "\u200d"  #: joins the parts of an emoji
 
 
 def table_of(letters: Sequence[DeadLetter]) -> Table:
@@ -32,7 +32,7 @@ def table_of(letters: Sequence[DeadLetter]) -> Table:
 
 
 def facts_of(letter: DeadLetter) -> Table:
-    """Everything about one letter but its value."""
+    """Everything about one letter except its value."""
     size = "null" if letter.value is None else f"{len(letter.value):,} bytes"
     if letter.cut_from_bytes is not None:
         size += f", cut from {letter.cut_from_bytes:,}: it cannot be replayed"
@@ -57,19 +57,19 @@ def facts_of(letter: DeadLetter) -> Table:
 
 
 def readable_value(letter: DeadLetter) -> str:
-    """The value as text, else the first bytes of it in hexadecimal."""
+    """The value as text, or its first bytes in hexadecimal if it is not text."""
     value = letter.value or b""
     try:
         return printable(value.decode(), keep="\n\t")
     except UnicodeDecodeError as error:
-        if letter.cut_from_bytes is not None and error.end == len(value):  # cut within a character
+        if letter.cut_from_bytes is not None and error.end == len(value):  # the cut is in the middle of a character
             return printable(value[: error.start].decode(), keep="\n\t")
     more = len(value) - DUMPED_BYTES
     return hex_dump(value[:DUMPED_BYTES]) + (f"\n{more:,} bytes more; --raw writes all" if more > 0 else "")
 
 
 def json_of(letter: DeadLetter) -> dict[str, Any]:
-    """Everything but value and headers. A key that is not UTF-8 comes as `key_base64`."""
+    """Everything except value and headers. A key that is not UTF-8 is given as `key_base64`."""
     key = letter.key
     try:
         shown = {"key": None if key is None else key.decode()}
@@ -91,13 +91,13 @@ def json_of(letter: DeadLetter) -> dict[str, Any]:
 
 
 def by_reason(counts: Mapping[str, int]) -> str:
-    """`: not_json 10, not_utf8 2`, the most frequent first."""
+    """The counts as text, the most frequent first: `: not_json 10, not_utf8 2`."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return f": {', '.join(f'{printable(reason)} {count:,}' for reason, count in ordered)}" if ordered else ""
 
 
 def readable(value: bytes | None) -> str:
-    """A key or a header on one line: its text, else its bytes in hexadecimal."""
+    """A key or a header on one line: its text, or its bytes in hexadecimal if it is not text."""
     if value is None:
         return "null"
     try:
@@ -107,7 +107,9 @@ def readable(value: bytes | None) -> str:
 
 
 def printable(text: str, keep: str = "") -> str:
-    """`text` with what would steer the terminal (escape sequences, direction marks, but for `keep`) written out.
+    """`text` with all characters that control the terminal (escape sequences, direction marks) as escapes.
+
+    Characters in `keep` are left unchanged.
 
     >>> printable("red \\x1b[31m")
     'red \\\\x1b[31m'
@@ -116,7 +118,7 @@ def printable(text: str, keep: str = "") -> str:
 
 
 def hex_dump(value: bytes) -> str:
-    """Sixteen bytes a line: position, hexadecimal, ASCII.
+    """Sixteen bytes per line: position, hexadecimal, ASCII.
 
     >>> hex_dump(b"caf\\xe9")
     '00000000  63 61 66 e9                                      |caf.|'

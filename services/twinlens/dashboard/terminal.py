@@ -1,4 +1,4 @@
-"""The monitor's view as text for a terminal. Pure: a view in, something rich can print out."""
+"""Turns the monitor's view into something that rich can print on a terminal. Pure."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _title(view: View, status: str) -> RenderableType:
 
 
 def _sample(window: WindowSummary) -> str:
-    """How many tweets were compared, of how many; empty where all were."""
+    """How many of the published tweets were compared; empty if all were."""
     compared, published = window.tally.tweets, window.published
     return f"{compared:,} of {published:,} tweets ({100 * compared / published:.1f} %)" if compared < published else ""
 

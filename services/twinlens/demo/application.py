@@ -1,4 +1,4 @@
-"""The demonstration's application: broker, topics, Ray and twinlens, all on this machine and all gone afterwards."""
+"""Runs the application of the demo: broker, topics, Ray and twinlens, on this machine. All are removed afterwards."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from twinlens.settings import Settings, own_variables
 
 TWEETS = Path(__file__).parent.parent / "data" / "demo-tweets" / "tweets.jsonl"
 PARTITIONS = 4
-SESSION_TIMEOUT_MS = 3_000  #: the embedded broker lets the first member join after part of it
-Deploy = Callable[[dict[str, Any]], None]  #: with another `user_config`
+SESSION_TIMEOUT_MS = 3_000  #: the embedded broker waits a part of this before the first member can join
+Deploy = Callable[[dict[str, Any]], None]  #: deploys again with another `user_config`
 ROLLED_OUT = {"predict": {"truncation": True, "max_length": 16}}
 
 
 class Scenario(StrEnum):
-    """What differs between the two paths."""
+    """The difference between the two paths."""
 
     NONE = "none"
     PRECISION = "precision"
@@ -45,7 +45,7 @@ OVERRIDES: dict[Scenario, dict[str, Any]] = {
 
 @contextlib.contextmanager
 def running(scenario: Scenario, console: Console) -> Iterator[tuple[Settings, Any, Deploy]]:
-    """Broker, topics, Ray and the application, with a word on what takes time; all gone afterwards."""
+    """Start broker, topics, Ray and the application, and show the progress. All are removed after the block."""
     with contextlib.ExitStack() as stack:
         with console.status("starting the embedded broker") as status:
             address = stack.enter_context(embedded_broker())
@@ -54,7 +54,7 @@ def running(scenario: Scenario, console: Console) -> Iterator[tuple[Settings, An
             status.update("starting Ray")
             config = serve_config(settings, free_port())
             stack.enter_context(local_cluster(_cpus()))
-            from ray import serve  # noqa: PLC0415 - takes a second; `twinlens --help` need not wait for it
+            from ray import serve  # noqa: PLC0415 - takes a second; `twinlens --help` should not wait for it
 
             def deploy(user_config: dict[str, Any]) -> None:
                 config["applications"][0]["deployments"][0]["user_config"] = user_config
@@ -67,16 +67,16 @@ def running(scenario: Scenario, console: Console) -> Iterator[tuple[Settings, An
 
 
 def demo_settings(scenario: Scenario, address: str) -> Settings:
-    """The scenario's settings against the broker at `address`; the environment may change all others."""
+    """The settings of the scenario, for the broker at `address`. The environment may change all other settings."""
     settings = Settings.load(OVERRIDES[scenario])
     local = {"bootstrap_servers": address, "session_timeout_ms": SESSION_TIMEOUT_MS, "security_protocol": "PLAINTEXT"}
     return settings.model_copy(update={"kafka": settings.kafka.model_copy(update=local)})
 
 
 def serve_config(settings: Settings, port: int) -> dict[str, Any]:
-    """The Serve config file of the demonstration; one replica with all CPUs. To be made before Ray is started."""
+    """The Serve config of the demo, with one replica that has all CPUs. Call it before Ray is started."""
     for name in own_variables(os.environ):
-        del os.environ[name]  # `settings` has it; the cluster must not read it again and prefer it to the broker here
+        del os.environ[name]  # already in `settings`; the cluster must not read it and use another broker
     replica = {"name": "Replica", "num_replicas": 1, "ray_actor_options": {"num_cpus": _cpus()}, "user_config": {}}
     return {
         "proxy_location": "HeadOnly",

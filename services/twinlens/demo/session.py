@@ -1,4 +1,4 @@
-"""One run of the demonstration: feed the stream, show the view, wait for the last tweet, audit."""
+"""One run of the demo: send the stream, show the view, wait for the last tweet, audit."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from twinlens.settings import Settings
 from twinlens.threads import WatchedThread
 
 LOOK_EVERY_S = 0.5
-SAY_EVERY_S = 5.0  #: where there is no terminal to draw on
-MAX_AHEAD = 2_048  #: at full speed the feed stays this far ahead of what is published
-STALLED_S = 90.0  #: without progress for this long the demonstration gives up
+SAY_EVERY_S = 5.0  #: between two lines of output if there is no terminal
+MAX_AHEAD = 2_048  #: records; at full speed the feed is at most this far ahead of what was published
+STALLED_S = 90.0  #: without progress for this long, the demo stops waiting
 
 
 class DemoSession:
-    """Feeds from a thread of its own while the caller's thread looks on. `started` is a monotonic time."""
+    """Sends the stream from a separate thread, and shows the view in the caller's. `started` is a monotonic time."""
 
     def __init__(self, settings: Settings, handle: Any, console: Console, started: float) -> None:
         self._settings = settings
@@ -43,11 +43,11 @@ class DemoSession:
         self._threads: list[WatchedThread] = []
 
     def change_at(self, seconds: float, change: Callable[[], Any]) -> None:
-        """Call `change` when the stream has run for `seconds`."""
+        """Call `change` after the stream has run for `seconds`."""
         self._changes.append((seconds, change))
 
     def run(self, lines: Iterable[bytes], *, rate: float, duration_s: float | None) -> dict[str, Any]:
-        """Stream until `lines` or `duration_s` end, or Ctrl-C; returns the summary (see README)."""
+        """Stream until `lines` or `duration_s` end, or until Ctrl-C. Returns the summary (see README)."""
         feeding = WatchedThread("feed", lambda: self._feed(lines, rate, duration_s))
         self._threads.append(feeding)
         with self._screen() as show:
@@ -91,7 +91,7 @@ class DemoSession:
             if self._done != progress:
                 progress, moved = self._done, time.monotonic()
             elif time.monotonic() - moved > STALLED_S:
-                return view  # the audit says what is missing
+                return view  # the audit reports what is missing
             time.sleep(LOOK_EVERY_S)
 
     def _look(self) -> View:
@@ -107,7 +107,7 @@ class DemoSession:
         return view
 
     def _make_changes(self, elapsed_s: float) -> None:
-        """In a thread of their own: a deployment takes seconds and the screen goes on."""
+        """Start the changes that are due, in separate threads, so that the screen does not stop meanwhile."""
         for change in [each for each in self._changes if each[0] <= elapsed_s]:
             self._changes.remove(change)
             thread = WatchedThread("deployment", change[1])
@@ -116,7 +116,7 @@ class DemoSession:
 
     @contextmanager
     def _screen(self) -> Iterator[Callable[[View, str], None]]:
-        """A live screen on a terminal, else a line now and then."""
+        """A live screen on a terminal; elsewhere a line every `SAY_EVERY_S`."""
         if self._console.is_terminal:
             with Live(console=self._console, auto_refresh=False, transient=True) as live:
                 yield lambda view, status: live.update(render(view, status), refresh=True)

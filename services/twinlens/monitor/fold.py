@@ -1,4 +1,4 @@
-"""All that a monitor has read, and where it reads on. One lock holds the two together. Pure but for that lock."""
+"""What a monitor has read so far and the offsets where it reads next. One lock protects both. Otherwise pure."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ T = TypeVar("T")
 
 
 class Fold:
-    """The state, the newest divergences, and the offset of the next record to take from each partition of their topics.
+    """The state, the newest divergences, and the offset of the next record to take from each partition.
 
-    `begin`, `take` and `passed` are called by the thread that reads; all else by any.
+    Only the reading thread may call `begin`, `take` and `passed`. Any thread may use the other members.
     """
 
     def __init__(self, settings: Settings, state: State) -> None:
         self._settings = settings
         self._state = state
         self._positions: dict[Partition, int] = {}
-        self._whole = False  # there is a state to take a snapshot of, and no exception has left a record half folded
+        self._whole = False  # `begin` was called, and no exception has interrupted `take` in the middle
         self._recent: deque[DivergenceRecord] = deque(maxlen=settings.monitor.recent_divergences)
         self._lock = threading.Lock()
         self._records_read = 0
@@ -41,12 +41,12 @@ class Fold:
 
     @property
     def positions(self) -> dict[Partition, int]:
-        """The next offset to take, by partition of both topics."""
+        """The next offset to take, for each partition of both topics."""
         with self._lock:
             return dict(self._positions)
 
     def view(self, now_ms: int, lag: dict[int, int] | None, snapshot: SnapshotStatus) -> View:
-        """Everything there is to show at `now_ms`, all of one moment."""
+        """Everything to show at `now_ms`. All parts are from the same moment."""
         with self._lock:
             return View(
                 summary=summary(self._state, now_ms),
@@ -58,8 +58,9 @@ class Fold:
             )
 
     def image(self, take: Callable[[State, dict[int, int]], T]) -> T | None:
-        """What `take` makes of the state and the positions in the comparisons topic, by partition, which do not change
-        meanwhile. None before `begin`, and once a record has broken the fold.
+        """Call `take` with the state and the positions in the comparisons topic (by partition), and return its result.
+
+        Neither changes during the call. Returns None before `begin` and after an exception in `Fold.take`.
         """
         topic = self._settings.topics.comparisons
         with self._lock:
@@ -67,12 +68,12 @@ class Fold:
             return take(self._state, positions) if self._whole else None
 
     def begin(self, state: State, positions: Mapping[Partition, int]) -> None:
-        """Go on from `state`, which was folded up to `positions`."""
+        """Continue from `state`, which contains all records before `positions`."""
         with self._lock:
             self._state, self._positions, self._whole = state, dict(positions), True
 
     def take(self, polled: Mapping[Partition, Sequence[Any]]) -> None:
-        """Count ConsumerRecords, by their partition, in the order of their offsets."""
+        """Count ConsumerRecords. `polled` has them by partition, in the order of their offsets."""
         with self._lock:
             self._whole = False
             for (topic, number), records in polled.items():
@@ -82,7 +83,7 @@ class Fold:
             self._whole = True
 
     def passed(self, positions: Mapping[Partition, int], ends: Mapping[Partition, int]) -> None:
-        """The reader has passed beyond the last record it gave out, where only the marks of transactions followed."""
+        """Move on to `positions`: the reader may have passed transaction markers, which are not records."""
         with self._lock:
             self._positions |= positions
             self._caught_up = self._caught_up or all(self._positions[each] >= end for each, end in ends.items())
@@ -99,7 +100,7 @@ class Fold:
                 if divergence.application == self._settings.application:
                     self._recent.append(divergence)
         except (msgspec.MsgspecError, TypeError) as error:
-            # Somebody else's record; counting it keeps the fold defined without hiding it.
+            # Not written by twinlens: skip it, but count it so that it is visible.
             self._unreadable += 1
             log.warning("not a record of twinlens", topic=topic, partition=record.partition, offset=record.offset,
                         error=str(error))  # fmt: skip

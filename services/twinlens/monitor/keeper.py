@@ -1,4 +1,4 @@
-"""What lets a monitor go on where another one was: reads the application's last snapshot, and writes one regularly."""
+"""Reads the last snapshot and writes new ones, so that a new monitor continues where the last one ended."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from twinlens.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-Positions = dict[int, int]  #: by partition of the comparisons topic: offset of the next record to fold
+Positions = dict[int, int]  #: partition of the comparisons topic -> offset of the next record to fold
 
 
 class Image(NamedTuple):
-    """A snapshot as it was when it was taken."""
+    """An encoded snapshot, with facts about it."""
 
     encoded: bytes
     positions: Positions
@@ -35,25 +35,25 @@ class Image(NamedTuple):
 
 
 def new_state(settings: Settings) -> State:
-    """Of a monitor that has read nothing yet."""
+    """The state of a monitor that has read nothing yet."""
     monitor = settings.monitor
     detector = RateDetector(baseline_rate=monitor.alert_rate, run_length_tweets=monitor.alert_run_length_tweets)
     return State(application=settings.application, detector=detector)
 
 
 class SnapshotKeeper:
-    """`restore` comes first, then `run` in a thread of its own. `status` may be read from any thread."""
+    """Call `restore` first, then `run` in a separate thread. Any thread may read `status`."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._topic_id = ""
-        self._written: Positions = {}  # of the last snapshot
+        self._written: Positions = {}  # positions of the last snapshot
         self.status = SnapshotStatus()
 
     def restore(self, beginnings: Positions) -> tuple[State, Positions]:
-        """The state to go on with, and where to go on, given the first offsets that are still there.
+        """The state to continue with and the offsets to read from. `beginnings` are the first offsets that still exist.
 
-        Without a snapshot that can be used: a new state, and the beginnings. Raises KafkaError and AskUser.
+        Without a usable snapshot: a new state and `beginnings`. Raises KafkaError and AskUser.
         """
         fresh = new_state(self._settings)
         self._topic_id = topic_id(self._settings.kafka, self._settings.topics.comparisons)
@@ -86,7 +86,7 @@ class SnapshotKeeper:
         return snapshot
 
     def take(self, state: State, positions: Positions) -> Image | None:
-        """An image of `state` and `positions`, which must not change meanwhile. None if nothing was read since."""
+        """An image of `state` and `positions`, which must not change during the call. None if nothing new was read."""
         if positions == self._written:
             return None
         at_ms = now_ms()
@@ -108,14 +108,14 @@ class SnapshotKeeper:
             writer.close()
 
     def _write(self, writer: SnapshotWriter, image: Image | None) -> None:
-        """What fails is tried again with the next one: replicas and counts do not depend on it."""
+        """Write `image`. A failure is only reported: counts do not depend on it, and the next snapshot tries again."""
         if image is None:
             return
         value = pack(image.encoded)
         try:
             writer.write(value, HEADERS)
         except (KafkaError, AskUser) as error:
-            if str(error) != self.status.error:  # once: it may stay so for long
+            if str(error) != self.status.error:  # log each error once: it may last long
                 say = log.error if isinstance(error, AskUser) else log.warning
                 say("snapshot not written, trying again with every next one", error=str(error))
             self.status = msgspec.structs.replace(self.status, error=str(error))

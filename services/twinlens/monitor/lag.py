@@ -1,4 +1,4 @@
-"""The monitor's look at the consumer lag."""
+"""Measures the consumer lag for the monitor."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ PERIOD_S = 1.0
 
 
 class LagWatch:
-    """Asks for the lag again and again. `run` is a thread's body, on clients of its own: a broker that is away must not
-    hold up the fold.
+    """Requests the lag every `PERIOD_S`. `run` runs in a separate thread with separate clients, so that an unavailable
+    broker does not delay the fold.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.lag: dict[int, int] | None = None  #: records behind, per partition of the input topic; None: not known
+        self.lag: dict[int, int] | None = None  #: records behind, per partition of the input topic; None: unknown
 
     def run(self, stopping: threading.Event) -> None:
-        """Until `stopping`."""
+        """Measure until `stopping` is set."""
         probe: LagProbe | None = None
         try:
             while not stopping.wait(PERIOD_S):
@@ -36,7 +36,7 @@ class LagWatch:
                 except (KafkaError, AskUser) as error:
                     self.lag = None
                     log.warning("lag is not known", error=repr(error))
-                    if probe is not None:  # kafka-python's admin client goes on asking a coordinator that has moved
+                    if probe is not None:  # kafka-python's admin client keeps asking a coordinator that has moved
                         probe.close()
                         probe = None
         finally:

@@ -1,7 +1,7 @@
-"""The monitor: follows `comparisons` and `divergences`, folds, and answers. One per application.
+"""The monitor: reads `comparisons` and `divergences`, keeps counts, and answers requests. One per application.
 
-Its state is nothing but the fold of `monitor.state`, so it may be killed at any time: the next one goes on from the
-last snapshot, reads what came after it, and has the same counts. Replicas write to Kafka and never wait for it.
+Its state comes only from the records it folds (`monitor.state`), so it may be killed at any time. The next monitor
+continues from the last snapshot, reads the later records, and gets the same counts. Replicas never wait for it.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from twinlens.window.item import Partition
 log = structlog.get_logger(__name__)
 
 POLL_MS = 200
-RETRY_S = 1.0  #: between a poll that failed and the next one
-STOP_S = 5.0  #: how long `stop` waits for each thread
+RETRY_S = 1.0  #: between a failed poll and the next one
+STOP_S = 5.0  #: the longest that `stop` waits for each thread
 
 
 class Monitor:
-    """Owns the fold and the thread that feeds it. `view` may be called from any thread."""
+    """Owns the fold and the threads around it. Any thread may call `view`."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -50,27 +50,27 @@ class Monitor:
             thread.start()
 
     def stop(self) -> None:
-        """End the threads, the one that follows first, so that a last snapshot holds all it has folded."""
+        """Stop the threads. The reading thread ends first, so that the last snapshot has everything it folded."""
         self._stopping.set()
         for thread in self._threads:
             thread.join(STOP_S)
 
     def check_health(self) -> None:
-        """Raises ReplaceReplica when a thread died."""
+        """Raises ReplaceReplica if a thread has died."""
         for thread in self._threads:
             thread.check()
 
     def view(self, now_ms: int) -> View:
-        """Everything there is to show at `now_ms`."""
+        """Everything to show at `now_ms`."""
         return self._fold.view(now_ms, self._lag.lag, self._keeper.status)
 
     def _follow(self) -> None:
-        """The monitor thread. Raises AskUser when an ACL is missing."""
+        """The body of the monitor thread. Raises AskUser if an ACL is missing."""
         with naming_denials(self._settings.kafka, "Read"):
             self._follow_topics()
 
     def _follow_topics(self) -> None:
-        """Every record of the two topics, from where the last snapshot ends."""
+        """Read every record of the two topics, from the end of the last snapshot."""
         consumer = new_consumer(self._settings.kafka, isolation_level="read_committed", auto_offset_reset="earliest")
         try:
             ends = self._begin(consumer)
@@ -82,13 +82,13 @@ class Monitor:
                 except TRANSIENT as error:
                     log.warning("the topics could not be read, trying again", error=repr(error))
                     for partition, position in self._fold.positions.items():
-                        consumer.seek(TopicPartition(*partition), position)  # what the failed poll took comes again
+                        consumer.seek(TopicPartition(*partition), position)  # the failed poll may have dropped records
                     self._stopping.wait(RETRY_S)
         finally:
             consumer.close()
 
     def _begin(self, consumer: KafkaConsumer) -> dict[Partition, int]:
-        """Take the last snapshot over. Returns where the topics end now: what comes before is not news but history."""
+        """Load the last snapshot. Returns the current end offsets: when they are reached, the monitor has caught up."""
         topics = self._settings.topics
         comparisons, divergences = (
             [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic))]
@@ -98,7 +98,7 @@ class Monitor:
         ends, beginnings = (
             offsets([*comparisons, *divergences]) for offsets in (consumer.end_offsets, consumer.beginning_offsets)
         )
-        # Of the diverging tweets only the newest are shown. Markers take offsets too, so look back twice as far.
+        # Only the newest diverging tweets are shown. Transaction markers use offsets too, so go back twice as far.
         back = 2 * self._settings.monitor.recent_divergences
         positions = {partition: max(beginnings[partition], ends[partition] - back) for partition in divergences}
         state, starts = self._keeper.restore({each.partition: beginnings[each] for each in comparisons})
@@ -109,7 +109,7 @@ class Monitor:
         return dict(ends)
 
     def _keep_snapshots(self) -> None:
-        """The snapshots thread: on a client of its own, since a broker that is away must not hold up the fold."""
+        """The body of the snapshots thread. It has a separate client: an unavailable broker must not delay the fold."""
         self._keeper.run(
             lambda: self._fold.image(self._keeper.take), self._stopping, at_last=lambda: self._following.join(STOP_S)
         )

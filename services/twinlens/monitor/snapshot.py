@@ -1,9 +1,10 @@
-"""A `State` with the positions in the comparisons topic up to which it was folded, in one record.
+"""A snapshot: a `State` and its positions in the comparisons topic, in one record.
 
-Pure: no Kafka, no clock. Since both are in one record, whoever goes on from it folds each comparison once, whenever it
-was written. The record is msgpack, compressed by zlib. Nearly all of a state is histograms, an hour of them; in the
-record one is two columns, the gaps between its buckets and the counts, which are small numbers most of the time. Of an
-hour of 1,000 tweets/s with score differences over six decades, 7.1 MB of JSON, that makes 0.5 MB.
+Pure: no Kafka, no clock. State and positions are in the same record, so a monitor that continues from it folds each
+comparison once, whenever the snapshot was written. The record is msgpack, compressed by zlib. A state consists mostly
+of one hour of histograms. The record stores a histogram as two columns, the gaps between its buckets and the counts.
+Both are mostly small numbers. For an hour of 1,000 tweets/s with score differences over six decades, the record has
+0.5 MB instead of 7.1 MB as JSON.
 
 >>> from twinlens.monitor.state import State
 >>> from twinlens.monitor.snapshot import Snapshot, pack, to_msgpack, unpack
@@ -28,28 +29,29 @@ import msgspec
 from twinlens.monitor.state import State
 from twinlens.monitor.statistics import RateDetector
 
-VERSION: Final = 1  #: to be raised when an older snapshot would be read to mean something else
+VERSION: Final = 1  #: increase it when an older snapshot would get another meaning
 HEADERS: Final = [("content-type", b"application/vnd.msgpack"), ("content-encoding", b"deflate")]
 _COLUMNS: Final = 1  #: msgpack extension type of a histogram
-_LEVEL: Final = 6  #: of zlib; 1 is three times as fast, and the record a sixth larger
+_LEVEL: Final = 6  #: of zlib; level 1 is three times as fast, but the record is a sixth larger
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """What a monitor goes on from. `state` is shared, not copied: `to_msgpack` it before the state changes."""
+    """What a monitor continues from. `state` is shared, not copied: call `to_msgpack` before the state changes."""
 
     version: int = VERSION
     state: State
     topic: str  #: the comparisons topic
-    topic_id: str  #: its identity: another topic of the same name has other records at these positions
-    positions: dict[int, int]  #: by partition of that topic: offset of the next record to fold
-    lost_offsets: int = 0  #: see `start`; of this monitor and those before it
+    topic_id: str  #: a new topic with the same name has another id, and other records at these positions
+    positions: dict[int, int]  #: partition of that topic -> offset of the next record to fold
+    lost_offsets: int = 0  #: see `start`; the sum over this monitor and all before it
     written_at_ms: int
 
     def start(self, beginnings: Mapping[int, int]) -> tuple[dict[int, int], int]:
-        """Where to go on, by partition, and how many offsets were removed from the topic before they were folded.
+        """The offset to continue at, by partition, and how many offsets were removed before they were folded.
 
-        `beginnings` has the first offset that is still there for every partition of the topic. A partition that the
-        snapshot does not know is read from its beginning. Offsets are an upper bound of records: markers take one too.
+        `beginnings` has the first offset that still exists, for every partition of the topic. A partition that is not
+        in the snapshot is read from its beginning. The number of offsets is an upper bound of the number of records,
+        because transaction markers use offsets too.
         """
         positions = {
             partition: max(beginning, self.positions.get(partition, beginning))
@@ -58,7 +60,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         return positions, sum(offset - self.positions.get(number, offset) for number, offset in positions.items())
 
     def state_for(self, detector: RateDetector) -> State:
-        """The state, to be folded on; with `detector` instead of its own where the settings of the two differ."""
+        """The state to continue with. It gets `detector` if the settings of its own detector are different."""
         own = self.state.detector
         if (own.baseline_rate, own.run_length_tweets) == (detector.baseline_rate, detector.run_length_tweets):
             return self.state
@@ -66,17 +68,17 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def to_msgpack(snapshot: Snapshot) -> bytes:
-    """All of it as it is now, for `pack`. Takes tens of milliseconds at most: meant to be called under a lock."""
+    """Encode the snapshot for `pack`. Takes tens of milliseconds at most, so it can be called under a lock."""
     return _ENCODER.encode(snapshot)
 
 
 def pack(encoded: bytes) -> bytes:
-    """The value of the record, of what `to_msgpack` returned. Takes tenths of a second, and needs no lock."""
+    """Make the record's value from the result of `to_msgpack`. Takes tenths of a second and needs no lock."""
     return zlib.compress(_ENCODER.encode(_with_columns(msgspec.msgpack.decode(encoded))), _LEVEL)
 
 
 def unpack(value: bytes) -> Snapshot:
-    """The snapshot of a record's value. ValueError when it cannot be read, or was written by another version."""
+    """Decode a record's value. Raises ValueError if it cannot be read or is of another version."""
     try:
         body = msgspec.msgpack.decode(zlib.decompress(value), ext_hook=_histogram)
         version = msgspec.convert(body, _Versioned).version
@@ -94,7 +96,7 @@ class _Versioned(msgspec.Struct):
 
 
 def _with_columns(value: Any) -> Any:
-    """`value` with every mapping from numbers to numbers as columns."""
+    """`value`, in which every mapping from integers to integers is stored as columns."""
     if not isinstance(value, dict):
         return value
     if value and all(type(key) is int and type(count) is int for key, count in value.items()):

@@ -1,9 +1,9 @@
-"""The fold over `tweets.comparisons`: all that the monitoring actor knows.
+"""The fold over `tweets.comparisons`: everything that the monitor counts.
 
-Pure: no Kafka, no Ray, no clock. Reading the topic again from its beginning gives the same state, so the actor may
-die at any time. Records of different partitions may come in another order then; every count, sketch and bucket comes
-out exactly equal all the same, since each is a sum (of integers: floats would depend on the order in the last bit),
-a minimum or a maximum. Only `detector` and `alerts` depend on the order: evidence is sequential by nature.
+Pure: no Kafka, no Ray, no clock. The monitor may die at any time, because reading the topic again from its beginning
+gives the same state. Records of different partitions may then come in another order. All counts, sketches and buckets
+are still exactly equal, because each is a minimum, a maximum or a sum of integers. (The last bit of a sum of floats
+would depend on the order.) Only `detector` and `alerts` depend on the order, because they use evidence in sequence.
 
 >>> import msgspec
 >>> from twinlens.monitor.state import State
@@ -33,18 +33,18 @@ from twinlens.monitor.statistics import RateDetector
 from twinlens.records import ComparisonRecord, Histogram, ModelId, Tally
 
 BUCKET_MS: Final = 5_000  #: resolution of the time windows
-KEPT_MS: Final = 3_600_000  #: buckets that start earlier than this before the newest one are dropped
+KEPT_MS: Final = 3_600_000  #: buckets that start more than this before the newest one are dropped
 ALERTS_KEPT: Final = 100
 REPLICAS_KEPT: Final = 100
-EARLIER_REPLICAS: Final = "(earlier)"  #: no replica's name: applications have no parentheses
-ALERT_RATE_MS: Final = 60_000  #: an alert tells the rate over this much time before it
+EARLIER_REPLICAS: Final = "(earlier)"  #: cannot be the name of a replica: application names have no parentheses
+ALERT_RATE_MS: Final = 60_000  #: an alert shows the rate over this time before it
 _NS_PER_S: Final = 1_000_000_000
 
 K = TypeVar("K", int, str)
 
 
 class Counts(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What is counted for the whole run and for each bucket alike. Adding is associative and commutative."""
+    """The counts that are kept for the whole run and for each bucket. Addition is associative and commutative."""
 
     tally: Tally = msgspec.field(default_factory=Tally)  #: compared tweets
     derived: int = 0  #: tweets published, not compared
@@ -62,7 +62,7 @@ class Counts(msgspec.Struct, kw_only=True, omit_defaults=True):
 
     @classmethod
     def of(cls, record: ComparisonRecord) -> Self:
-        """The counts of one record. They share its dicts: only ever add them to others."""
+        """The counts of one record. They share its dicts: add them to others, but never change them."""
         return cls(
             tally=record.tally,
             derived=record.derived,
@@ -75,7 +75,7 @@ class Counts(msgspec.Struct, kw_only=True, omit_defaults=True):
         )
 
     def add(self, other: Counts) -> None:
-        """Add `other` to this one, in place; `other` stays as it is and nothing of it is kept."""
+        """Add `other` to this one in place. `other` does not change, and no part of it is shared afterwards."""
         self.tally = self.tally + other.tally
         self.derived += other.derived
         _add(self.refused, other.refused)
@@ -88,16 +88,16 @@ class Counts(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class Alert(msgspec.Struct, frozen=True, kw_only=True):
-    """The divergence rate was found to exceed the one that is all right."""
+    """The divergence rate was found to be above the acceptable rate."""
 
     window: str  #: the window whose comparison raised it
     raised_at_ms: int  #: its `published_at_ms`
-    rate: float  #: tweets diverging per compared tweet in the minute before, that window included
+    rate: float  #: diverging tweets per compared tweet in the minute up to and including that window
     cleared_at_ms: int | None = None  #: `published_at_ms` of the window that ended it; None while it is active
 
 
 class State(msgspec.Struct, kw_only=True):
-    """All comparison records of one application, folded. Round-trips through `msgspec.json` without loss."""
+    """All comparison records of one application, added up. `msgspec.json` encodes and decodes it without loss."""
 
     application: str
     detector: RateDetector
@@ -107,11 +107,11 @@ class State(msgspec.Struct, kw_only=True):
     by_revision: dict[str, Tally] = msgspec.field(default_factory=dict)  #: `raw name@revision | predict name@revision`
     tokens: int = 0  #: raw path, padding excluded
     padded_tokens: int = 0  #: raw path, padding included
-    compute_ns: int = 0  #: nanoseconds in both paths; an integer, so that the sum is exact in any order
+    compute_ns: int = 0  #: nanoseconds in both paths; an integer, so that the sum does not depend on the order
     records: int = 0  #: comparison records counted
-    #: Comparison records skipped, since all their offsets had been counted.
+    #: Comparison records that were skipped, because all their offsets were already counted.
     repeated: int = msgspec.field(default=0, name="replayed")
-    overlapping_tweets: int = 0  #: upper bound of the tweets counted twice: see `fold`
+    overlapping_tweets: int = 0  #: upper bound of the tweets counted twice, see `fold`
     offsets: dict[str, int] = msgspec.field(default_factory=dict)  #: `topic/partition` -> last offset counted
     first_published_at_ms: int | None = None
     last_published_at_ms: int | None = None
@@ -124,12 +124,13 @@ class State(msgspec.Struct, kw_only=True):
         return self.compute_ns / _NS_PER_S
 
     def fold(self, record: ComparisonRecord) -> None:
-        """Count one comparison record. Records of one source partition must come in the order of their topic.
+        """Count one comparison record. Records of one source partition must come in the order of the topic.
 
-        A record whose offsets all lie at or below the last one counted is skipped and adds to `repeated`: its window
-        was redone under at_least_once delivery, or it is left from an aborted transaction that the embedded broker
-        does not hide. One that lies partly below is counted in full, as its counts cannot be split;
-        `overlapping_tweets` then grows by the offsets in common, or by its tweets if these are fewer.
+        A record is skipped and adds to `repeated` if all its offsets are at or below the last one counted. Either its
+        window was processed again under at_least_once delivery, or it comes from an aborted transaction that the
+        embedded broker does not hide. A record with only some offsets at or below is counted in full, because its
+        counts cannot be split; `overlapping_tweets` then grows by the common offsets, or by the record's tweets and
+        dead letters if these are fewer.
 
         Raises ValueError for a record of another application.
         """
@@ -141,7 +142,7 @@ class State(msgspec.Struct, kw_only=True):
             self.repeated += 1
             return
         if record.first_offset <= counted_to:
-            # Offsets are an upper bound of records: a transaction marker takes one too.
+            # There may be fewer records than offsets: a transaction marker uses an offset too.
             records = record.published + sum(record.refused.values())
             self.overlapping_tweets += min(counted_to - record.first_offset + 1, records)
         self.offsets[partition] = record.last_offset
@@ -149,7 +150,7 @@ class State(msgspec.Struct, kw_only=True):
         self._watch(record)
 
     def _count(self, record: ComparisonRecord) -> None:
-        """Everything that does not depend on the order."""
+        """Update everything that does not depend on the order."""
         counts = Counts.of(record)
         self.records += 1
         self.total.add(counts)
@@ -163,17 +164,17 @@ class State(msgspec.Struct, kw_only=True):
         self._count_in_time(record.published_at_ms, counts)
 
     def _count_replica(self, replica: str, tally: Tally) -> None:
-        """Every process has a name of its own: those first seen long ago are counted together."""
+        """Count by replica. Each process has a new name, so the oldest replicas are counted together."""
         _add_tally(self.by_replica, replica, tally)
         if len(self.by_replica) > REPLICAS_KEPT:
             oldest = next(name for name in self.by_replica if name != EARLIER_REPLICAS)
             _add_tally(self.by_replica, EARLIER_REPLICAS, self.by_replica.pop(oldest))
 
     def _count_in_time(self, at_ms: int, counts: Counts) -> None:
-        """Add to the bucket of `at_ms`; drop buckets, or the counts themselves, that are too old.
+        """Add `counts` to the bucket of `at_ms`. Buckets and counts that are too old are dropped.
 
-        What is left depends on the newest time alone and so not on the order. The clock is that of the replicas: one
-        that is an hour fast empties the time windows (never the totals) of what the others publish.
+        What is kept depends only on the newest time, not on the order. The times are from the clocks of the replicas.
+        If the clock of one is an hour fast, the time windows (never the totals) lose what the others publish.
         """
         if self.first_published_at_ms is None or self.last_published_at_ms is None:
             self.first_published_at_ms = self.last_published_at_ms = at_ms
@@ -182,13 +183,13 @@ class State(msgspec.Struct, kw_only=True):
         start, oldest = bucket_start(at_ms), bucket_start(self.last_published_at_ms) - KEPT_MS
         if start < oldest:
             return
-        if start not in self.buckets:  # only then can the newest one have moved
+        if start not in self.buckets:  # only in this case can the newest bucket have changed
             self.buckets = {each: kept for each, kept in self.buckets.items() if each >= oldest}
             self.buckets[start] = Counts()
         self.buckets[start].add(counts)
 
     def _watch(self, record: ComparisonRecord) -> None:
-        """Detector and alerts: at most the newest alert is active."""
+        """Update the detector and the alerts. Only the newest alert can be active."""
         self.detector = self.detector.update(record.tally.tweets, record.tally.diverging)
         active = bool(self.alerts) and self.alerts[-1].cleared_at_ms is None
         if self.detector.alarmed and not active:
@@ -202,7 +203,7 @@ class State(msgspec.Struct, kw_only=True):
             self.alerts[-1] = msgspec.structs.replace(self.alerts[-1], cleared_at_ms=record.published_at_ms)
 
     def _rate_before(self, at_ms: int, last: Tally) -> float:
-        """Diverging per tweet over `ALERT_RATE_MS` up to the bucket of `at_ms`; of `last` if its bucket is dropped."""
+        """Diverging per tweet over `ALERT_RATE_MS` up to the bucket of `at_ms`; that of `last` if no bucket is left."""
         end = bucket_start(at_ms)
         minute = [counts.tally for start, counts in self.buckets.items() if end - ALERT_RATE_MS < start <= end]
         tallies = minute or [last]
@@ -210,7 +211,7 @@ class State(msgspec.Struct, kw_only=True):
 
 
 def bucket_start(at_ms: int) -> int:
-    """Start of the bucket that `at_ms` falls into."""
+    """Start of the bucket that contains `at_ms`."""
     return at_ms // BUCKET_MS * BUCKET_MS
 
 

@@ -1,6 +1,6 @@
-"""What the dashboard, the API and the metrics show of a `State`: rates with their intervals, quantiles, tables.
+"""What the dashboard and the API show of a `State`: rates with their intervals, quantiles, tables.
 
-Every value is JSON: what is unknown is None, never NaN, and every field is always there.
+Every value can be written as JSON: an unknown value is None, never NaN. Every field is always present.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from twinlens.sketch import quantile
 WINDOWS_MS: Final[Mapping[str, int]] = {"1m": 60_000, "5m": 300_000, "1h": KEPT_MS}  #: ascending
 ALL: Final = "all"
 ALPHA: Final = 0.05  #: 1 - the level of the intervals
-_SHORTEST_SPAN_MS: Final = 1_000  #: over less than this a throughput says nothing
+_SHORTEST_SPAN_MS: Final = 1_000  #: a throughput over less time than this means nothing
 
 
 class Rate(msgspec.Struct, frozen=True, kw_only=True):
-    """A tally of compared tweets with its divergence rate. In sampled mode they are a sample of the published ones.
+    """Counts of compared tweets and their divergence rate. In sampled mode these are a sample of the published tweets.
 
-    `low` and `high` are a 95 % confidence sequence (`statistics.confidence_sequence`): for sums that only grow ("all",
-    by length, replica, revision; each by itself) it holds at every look at once. A sliding time window forgets: there
-    it holds for the window's own start, at all looks from that start on, but not over all positions of the window.
+    `low` and `high` are a 95 % confidence sequence (`statistics.confidence_sequence`). For sums that only grow ("all",
+    by length, replica, revision; each one separately) it is valid at all looks at once. A sliding time window drops old
+    tweets. For one fixed start of the window it is valid at all looks from that start on, but it is not valid for all
+    positions of the window at once.
     """
 
     tweets: int
@@ -36,31 +37,31 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
     score: int
     one_sided: int
     both_failed: int
-    rate: float | None  #: diverging per compared tweet; None without any
+    rate: float | None  #: diverging tweets per compared tweet; None if there are none compared
     low: float
     high: float
 
 
 class WindowSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """One stretch of time. Quantiles have a relative error of at most 1 % (`twinlens.sketch`)."""
+    """One period of time. Quantiles have a relative error of at most 1 % (`twinlens.sketch`)."""
 
     published: int  #: tweets on both output topics; `tally.tweets` of them were compared
     tally: Rate
     refused: dict[str, int]  #: dead letters by reason
-    tweets_per_s: float | None  #: published; None where the span is shorter than a second
+    tweets_per_s: float | None  #: published tweets; None if the period is shorter than a second
     score_delta: dict[str, float | None]  #: p50, p90, p99, max
     latency_s: dict[str, float | None]  #: p50, p95, p99
-    batch_size_median: int | None  #: texts per forward pass of the raw path; the lower of two neighbours
+    batch_size_median: int | None  #: texts per forward pass of the raw path; of two middle values the lower
     batch_size_mean: float | None
     labels: dict[str, dict[str, int]]  #: raw label -> predict label -> tweets
     causes: dict[str, int]
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """A `State` as people look at it."""
+    """A `State` in the form that people look at."""
 
     application: str
-    at_ms: int  #: the time it was made for
+    at_ms: int  #: the time it is made for
     windows: dict[str, WindowSummary]  #: `1m`, `5m`, `1h`, `all`
     by_length: dict[str, Rate]  #: by upper bound of the token count, ascending
     by_replica: dict[str, Rate]
@@ -70,7 +71,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     alert_active: bool
     alerts: list[Alert]  #: oldest first
     records: int  #: comparison records counted
-    repeated: int = msgspec.field(name="replayed")  #: comparison records skipped, since they were counted before
+    repeated: int = msgspec.field(name="replayed")  #: comparison records skipped, because they were already counted
     overlapping_tweets: int
     offsets: dict[str, int]  #: `topic/partition` -> last offset counted
     first_published_at_ms: int | None
@@ -78,11 +79,11 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def summary(state: State, now_ms: int) -> Summary:
-    """The summary of `state` at `now_ms` (wall clock, milliseconds since the epoch); `state` stays as it is.
+    """The summary of `state` at `now_ms` (wall clock, milliseconds since the epoch). `state` does not change.
 
-    A time window takes the buckets that start within it: it is up to `BUCKET_MS` shorter than its name says, and its
-    throughput is over what is left, or over the time since the first record ever where that is less. What is
-    published later than `now_ms`, by a replica whose clock is ahead, counts as of now.
+    A time window consists of the buckets that start within it, so it is up to `BUCKET_MS` shorter than its name says.
+    Its throughput is over this shorter time, or over the time since the very first record if that is less. Tweets
+    published later than `now_ms`, by a replica whose clock is ahead, count as published now.
     """
     windows = {
         name: _window(counts, _span_ms(state, start, now_ms)) for name, start, counts in _time_windows(state, now_ms)
@@ -110,11 +111,11 @@ def summary(state: State, now_ms: int) -> Summary:
 
 
 def _time_windows(state: State, now_ms: int) -> Iterator[tuple[str, int, Counts]]:
-    """Name, start and counts of each time window. The counts grow from one to the next: use them at once."""
+    """Name, start and counts of each time window. All windows share one counts object: use it before the next step."""
     newest_first = sorted(state.buckets, reverse=True)
     counts, taken = Counts(), 0
     for name, length_ms in WINDOWS_MS.items():
-        start = -(-(now_ms - length_ms) // BUCKET_MS) * BUCKET_MS  # rounded up
+        start = -(-(now_ms - length_ms) // BUCKET_MS) * BUCKET_MS  # rounded up to the start of a bucket
         while taken < len(newest_first) and newest_first[taken] >= start:
             counts.add(state.buckets[newest_first[taken]])
             taken += 1
@@ -122,7 +123,7 @@ def _time_windows(state: State, now_ms: int) -> Iterator[tuple[str, int, Counts]
 
 
 def _span_ms(state: State, start_ms: int, now_ms: int) -> int:
-    """The part of a time window since the first record."""
+    """The part of a time window that is after the first record."""
     first = state.first_published_at_ms
     return 0 if first is None else now_ms - max(start_ms, first)
 
@@ -160,12 +161,12 @@ def _rate(tally: Tally) -> Rate:
 
 
 def _rates(tallies: Mapping[str, Tally]) -> dict[str, Rate]:
-    # Bounds of the token count are numbers written as text: of two, the shorter one is the smaller one.
+    # Bounds of the token count are numbers as text: a shorter text is a smaller number.
     return {key: _rate(tallies[key]) for key in sorted(tallies, key=lambda key: (len(key), key))}
 
 
 def _sorted(counts: Mapping[str, int]) -> dict[str, int]:
-    """A copy in the order of the keys, so that equal states give equal bytes."""
+    """A copy sorted by key, so that equal states give equal bytes."""
     return {key: counts[key] for key in sorted(counts)}
 
 
@@ -175,7 +176,7 @@ def _quantiles(sketch: Histogram, levels: Mapping[str, float]) -> dict[str, floa
 
 
 def _median(counts: Mapping[int, int]) -> int | None:
-    """The value at the middle of counted values, the lower of two neighbours; None without any."""
+    """The median of counted values (of two middle values the lower), or None if there are none."""
     middle = (sum(counts.values()) - 1) // 2
     seen = 0
     for value in sorted(counts):

@@ -127,11 +127,11 @@ def _load_weights(source: str, revision: str | None, dtype: str) -> Any:
         ) from None
     except SafetensorError as error:
         raise AskUser(
-            f"The weights of the model {source!r} cannot be read ({_first_sentence(error)}): the file is damaged, or a "
-            "Git LFS pointer stands in its place. Download it again."
+            f"The weights of the model {source!r} cannot be read ({_first_sentence(error)}): the file is damaged, or "
+            "it is only a Git LFS pointer. Download it again."
         ) from None
     except ValueError as error:
-        raise AskUser(f"The model {source!r} is no sequence classifier ({_first_sentence(error)}).") from None
+        raise AskUser(f"The model {source!r} is not a sequence classifier ({_first_sentence(error)}).") from None
     if missing := sorted(loading["missing_keys"]):
         raise AskUser(
             f"The model {source!r} has no trained classifier head: {', '.join(missing[:3])} would be random. "
@@ -139,8 +139,8 @@ def _load_weights(source: str, revision: str | None, dtype: str) -> Any:
         )
     if mismatched := sorted(key for key, *_ in loading["mismatched_keys"]):
         raise AskUser(
-            f"The weights of the model {source!r} do not fit its config.json: {', '.join(mismatched[:3])} have another "
-            "shape. Set raw.model to a folder whose files belong together."
+            f"The weights of the model {source!r} do not fit its config.json: {', '.join(mismatched[:3])} have "
+            "another shape. Set raw.model to a folder whose files belong together."
         )
     return model
 
@@ -190,8 +190,8 @@ def _revision(source: str, config: Any) -> str:
 def _own_code(source: str, file: str) -> str:
     """Where transformers knows the kind of model it would run its own code instead, without a word."""
     return (
-        f"The model {source!r} brings code of its own (auto_map in its {file}), and twinlens runs no code from models. "
-        "Set raw.model to one that transformers itself knows."
+        f"The model {source!r} comes with its own code (auto_map in its {file}), and twinlens runs no code of models. "
+        "Set raw.model to one that transformers itself supports."
     )
 
 

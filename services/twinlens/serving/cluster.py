@@ -1,4 +1,4 @@
-"""A Ray of our own on this machine, for `twinlens demo`, `twinlens serve` and the tests; gone after the block."""
+"""Ray for `twinlens demo`, `twinlens serve` and the tests: a new one on this machine, or one that already runs."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from types import FrameType
 
 from twinlens.errors import AskUser
 
-OBJECT_STORE_BYTES = 100 * 1024 * 1024  #: twinlens puts nothing there
+OBJECT_STORE_BYTES = 100 * 1024 * 1024  #: twinlens stores nothing there
 
 
 @contextlib.contextmanager
 def local_cluster(num_cpus: int | None = None, *, verbose: bool = False) -> Iterator[None]:
-    """Run Ray with `num_cpus` logical CPUs (default: those of the machine) until the block ends."""
-    # A token of our own keeps other users of the machine out and Ray from writing one into the home folder.
+    """Run a new Ray on this machine until the block ends, with `num_cpus` logical CPUs (default: all of them)."""
+    # A separate token keeps other users of the machine out. It also stops Ray from writing one into the home folder.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "1" if verbose else "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray  # noqa: PLC0415 - takes a second; `twinlens --help` need not wait for it
+    import ray  # noqa: PLC0415 - takes a second; `twinlens --help` should not wait for it
     from ray import serve  # noqa: PLC0415
 
     folder = Path(tempfile.mkdtemp(prefix="twinlens-"))
@@ -44,11 +44,11 @@ def local_cluster(num_cpus: int | None = None, *, verbose: bool = False) -> Iter
             _temp_dir=str(folder),
             namespace="twinlens",
         )
-        # Ray's own handler of SIGTERM aborts the process, and whatever was started stays behind.
+        # Ray's own handler of SIGTERM aborts the process, and the processes it started keep running.
         signal.signal(signal.SIGTERM, terminate)
         yield
-        # Deleting the applications lets replicas finish and commit. The controller goes with the cluster: shutting
-        # Serve down before it costs seconds and makes Ray report calls to a controller that is no more.
+        # Deleting the applications lets replicas finish and commit. The controller ends with the cluster. Shutting
+        # Serve down first would take seconds, and Ray would report calls to a controller that no longer exists.
         for name in list(serve.status().applications):
             serve.delete(name)
     finally:
@@ -58,7 +58,7 @@ def local_cluster(num_cpus: int | None = None, *, verbose: bool = False) -> Iter
 
 @contextlib.contextmanager
 def connected_cluster(address: str, *, verbose: bool) -> Iterator[None]:
-    """A Ray that runs already. AskUser when none answers."""
+    """Connect to a Ray cluster that already runs. Raises AskUser if none answers."""
     import ray  # noqa: PLC0415
 
     try:
@@ -70,7 +70,7 @@ def connected_cluster(address: str, *, verbose: bool) -> Iterator[None]:
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise AskUser(f"No Ray cluster answers at {address} ({str(error).splitlines()[0]}).") from None
-    terminate_like_ctrl_c()  # once more: ray.init() puts a handler of its own in place
+    terminate_like_ctrl_c()  # again, because ray.init() sets its own handler
     try:
         yield
     finally:
@@ -78,7 +78,7 @@ def connected_cluster(address: str, *, verbose: bool) -> Iterator[None]:
 
 
 def terminate_like_ctrl_c() -> None:
-    """Make SIGTERM end the command as Ctrl-C does, so that everything it started is stopped."""
+    """Make SIGTERM end the command like Ctrl-C, so that everything it started is stopped."""
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""A Ray Serve config file: reading it, and what Serve would not refuse about it."""
+"""Reads a Ray Serve config file and checks it for errors that Serve does not report."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LAG_POLICY = "twinlens.autoscaling:LagPolicy"
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A Ray Serve config file. AskUser when it is not one."""
+    """Read a Ray Serve config file. Raises AskUser if it is not one."""
     try:
         config = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -29,7 +29,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_application(path: Path, name: str | None = None) -> dict[str, Any]:
-    """One application of a config file, with `args` always there."""
+    """Read one application of a config file; `args` is always present. Raises AskUser unless exactly one matches."""
     applications = read_config(path)["applications"]
     chosen = [each for each in applications if name is None or each.get("name") == name]
     if len(chosen) != 1:
@@ -39,10 +39,10 @@ def read_application(path: Path, name: str | None = None) -> dict[str, Any]:
 
 
 def check_autoscaling(application: dict[str, Any], settings: Settings) -> None:
-    """AskUser when the number of replicas is to follow something that cannot work.
+    """Raise AskUser if the autoscaling of the replicas cannot work.
 
-    Serve would take it: it counts requests where no policy is named, and hands wrong arguments to its controller. It
-    also gives ranks, which static members are named by, to others whenever it has scaled down.
+    Serve would accept it: without a policy it counts requests, and it passes wrong arguments to its controller. Also,
+    after scaling down, Serve gives ranks to other replicas, and static members are named by their rank.
     """
     for deployment in application.get("deployments") or ():
         config = deployment.get("autoscaling_config") or {}

@@ -1,4 +1,4 @@
-"""Deploying a Serve config file and watching its applications. Ray is imported late, since that takes a second."""
+"""Deploys a Serve config file and watches its applications. Ray is imported late, because that takes a second."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any, NoReturn
 from twinlens.errors import AskUser
 
 LOOPBACK = "127.0.0.1"
-#: A deployment whose thread has died says nothing but that its health check failed. What has kept it from running keeps
-#: another one from starting, and that one's reason comes after a few tries.
+#: A deployment with a dead thread reports only that its health check failed. The same problem also keeps the next
+#: replica from starting, and after a few tries that replica reports the reason.
 UNHEALTHY_S = 60.0
 
 
 def deploy_config(schema: dict[str, Any], say: Callable[[str], None]) -> None:
     """Deploy a config file as `serve run` does (ray/serve/scripts.py) and wait until every application runs.
 
-    Unlike `serve.run` it leaves replicas alone whose deployment changed in nothing but `user_config`. AskUser when an
-    application cannot be deployed.
+    Unlike `serve.run`, it does not restart replicas if only `user_config` has changed in their deployment. Raises
+    AskUser if an application cannot be deployed.
     """
     import ray.serve._private.api as private  # noqa: PLC0415 - there is no public call that takes a config file
     from ray.serve.config import ProxyLocation  # noqa: PLC0415
@@ -59,7 +59,7 @@ def _wait_until_running(names: list[str], say: Callable[[str], None]) -> None:
 
 
 def failure_of(name: str, application: Any, unhealthy_s: float) -> str | None:
-    """Why an application will not run; None while it still may."""
+    """Why an application will not run; None while it may still start."""
     messages = " ".join([application.message, *(d.message for d in application.deployments.values())])
     if reason := reason_in(messages):
         return reason
@@ -69,7 +69,7 @@ def failure_of(name: str, application: Any, unhealthy_s: float) -> str | None:
 
 
 def watch_applications(names: list[str], say: Callable[[str], None]) -> NoReturn:
-    """Say when an application stops running, and when it runs again, until interrupted."""
+    """Report when an application stops running and when it runs again, until interrupted."""
     from ray import serve as ray_serve  # noqa: PLC0415
 
     said = dict.fromkeys(names, "RUNNING")
@@ -85,6 +85,6 @@ def watch_applications(names: list[str], say: Callable[[str], None]) -> NoReturn
 
 
 def reason_in(message: str) -> str | None:
-    """The sentence of an AskUser that was raised in another process and came back as part of a traceback."""
+    """The message of an AskUser that was raised in another process and is part of a traceback in `message`."""
     found = re.search(r"AskUser: (.+)", message)
     return found.group(1).strip() if found else None

@@ -1,5 +1,7 @@
-"""The replicas' metrics, each declared once. Ray exports them with the prefix `ray_` and Serve's tags (application,
-deployment, replica) at every node's Prometheus endpoint; counters end in `_total`.
+"""The metrics of the replicas. Ray exports them at the Prometheus endpoint of every node.
+
+Ray adds the prefix `ray_` to their names, and `_total` to the names of counters. Serve adds the tags application,
+deployment and replica.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ RECORDS = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 20
 
 
 class ReplicaMetrics:
-    """Called with every window, by the publish thread. Make it within a Serve replica."""
+    """The publish thread calls it with the report of every window. Create it inside a Serve replica."""
 
     def __init__(self) -> None:
         self._windows = _counter(
@@ -76,7 +78,7 @@ class ReplicaMetrics:
 
 
 def _add(counter: Counter, amount: float, tags: Mapping[str, str] = MappingProxyType({})) -> None:
-    if amount > 0:  # Ray refuses to add nothing
+    if amount > 0:  # Ray refuses to add 0
         counter.inc(amount, dict(tags))
 
 
