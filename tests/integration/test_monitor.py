@@ -15,8 +15,8 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaConnectionError, KafkaTimeoutError, TopicAuthorizationFailedError
 from structlog.testing import capture_logs
 
+from tests.support.comparisons import comparison, without_alerts
 from tests.support.replicas import is_unwell, published, wait_until
-from tests.unit.test_divergence import comparison, without_alerts
 from twinlens.audit import read_topics
 from twinlens.broker import snapshot_topic, topics
 from twinlens.broker.client import new_admin, new_producer

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.test_divergence import (
+from tests.support.comparisons import (
     NOW,
     comparison,
     folded,
