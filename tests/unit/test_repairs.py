@@ -7,23 +7,26 @@ table of all in `twinlens.broker.repairs`.
 from __future__ import annotations
 
 import gc
+import re
 import socket
 import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.errors import BrokerNotAvailableError, KafkaTimeoutError, RetriableError, UnknownBrokerIdError
+from kafka.errors import BrokerNotAvailableError, KafkaError, KafkaTimeoutError, RetriableError, UnknownBrokerIdError
 from kafka.net.compat import KafkaNetClient
 from kafka.net.selector import NetworkSelector
 from kafka.net.transport import KafkaTCPTransport
 
 from tests.unit.test_assignor import assign
+from twinlens.broker import repairs
 from twinlens.broker.publisher import BATCH_BYTES
 from twinlens.broker.repairs import recordbatch
 from twinlens.demo.embedded import embedded_broker
@@ -35,6 +38,20 @@ WITHIN_MS = 500  #: what clients get that cannot be made
 
 def no_longer(does: str, then: str) -> str:
     return f"kafka-python no longer {does}: {then}"
+
+
+def test_the_table_names_every_test_of_a_defect() -> None:
+    folder = Path(__file__).parents[1]
+    there = {
+        (file, name)
+        for file in ("unit", "integration")
+        for name in re.findall(r"^def (test_\w+)", (folder / file / "test_repairs.py").read_text(), re.MULTILINE)
+    }
+    named = {
+        ("unit" if unit else "integration", name)
+        for unit, name in re.findall(r"(\(u\) )?`(test_\w+)`", repairs.__doc__ or "")
+    }
+    assert named == there - {("unit", "test_the_table_names_every_test_of_a_defect")}
 
 
 def test_an_assignor_gives_a_disputed_partition_to_one_of_the_two() -> None:
@@ -88,9 +105,12 @@ class Doomed:
 
 
 def test_a_client_that_no_other_try_helps_tells_only_that_time_is_up() -> None:
-    with speaking_no_tls() as port, closing(Doomed(port, security_protocol="SSL")) as doomed:
-        with pytest.raises(Exception, match=".") as caught:
-            doomed.make()
+    with (
+        speaking_no_tls() as port,
+        closing(Doomed(port, security_protocol="SSL")) as doomed,
+        pytest.raises(KafkaError) as caught,
+    ):
+        doomed.make()
     assert type(caught.value) is KafkaTimeoutError, no_longer(
         "hides why a first connection fails", "remove `get_connection` and `_do_bootstrap` of repairs/connections.py"
     )
@@ -108,7 +128,7 @@ def test_a_client_that_cannot_be_made_leaves_a_thread() -> None:
 
 
 def open_tls_sockets() -> int:
-    return sum(isinstance(each, ssl.SSLSocket) and each.fileno() >= 0 for each in gc.get_objects())
+    return sum(type(each) is ssl.SSLSocket and each.fileno() >= 0 for each in gc.get_objects())
 
 
 def test_a_socket_whose_handshake_fails_is_left_to_the_garbage_collector() -> None:
@@ -199,5 +219,3 @@ def test_a_record_costs_a_send_of_its_own() -> None:
         f"takes much more calls per record ({theirs} to {ours} for {len(window)})",
         "measure again (tests/benchmarks/test_record_batches.py) whether broker/repairs/recordbatch.py is worth it",
     )
-
-

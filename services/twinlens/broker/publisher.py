@@ -60,7 +60,7 @@ class _Producing:
         return 0.0 if since is None else time.monotonic() - since
 
     def _learn(self, futures: Sequence[BatchFuture]) -> None:
-        """After a failure: kafka-python 3.0.12 halves a batch that the topic does not take, but its `flush` fails."""
+        """After a failure: the client halves a batch that the topic does not take, but its `flush` fails (repairs)."""
         if any(future.was_split for future in futures):
             self._batch_bytes //= 2
             log.warning("record batches were too large for their topic", batch_bytes=self._batch_bytes)
@@ -85,10 +85,10 @@ class TransactionalPublisher(_Producing):
 
     To abort is to put a new producer in the place of the old one, under the same transactional id, which is unique to
     this process: its `init_transactions` ends what is open, within a time limit, also after a fencing.
-    (kafka-python 3.0.12 would send offsets that the group refused along with the next transaction's, whose outputs
-    are not theirs.) What a process leaves when it dies, a successor aborts in the same way (`broker.recovery`), or
-    the broker after `transaction_timeout_ms`. The calls of steps 4 to 6 wait without a limit of their own: `busy_s`
-    lets the health check bound them.
+    (The client would send offsets that the group refused along with the next transaction's, whose outputs are not
+    theirs: see `broker.repairs`.) What a process leaves when it dies, a successor aborts in the same way
+    (`broker.recovery`), or the broker after `transaction_timeout_ms`. The calls of steps 4 to 6 wait without a limit of
+    their own: `busy_s` lets the health check bound them.
     """
 
     def __init__(self, settings: Settings, transactional_id: str) -> None:
@@ -217,7 +217,7 @@ def _throughput(settings: Settings) -> dict[str, Any]:
     """Large batches: a window is sent at once, and the commit flushes it, so lingering costs nothing.
 
     A broker puts a transaction off while it still writes the markers of the one before, for a few milliseconds. The
-    client sleeps its whole backoff each time (kafka-python 3.0.12, producer/sender.py), twice in a transaction.
+    client sleeps its whole backoff each time, twice in a transaction (see `broker.repairs`).
     """
     compression = settings.output.compression
     return {
