@@ -9,14 +9,16 @@ import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.e2e.conftest import Deployed
 from tests.support.replicas import lines, wait_until
+from twinlens.cli.options import load_settings
 from twinlens.demo.embedded import embedded_broker
 from twinlens.serving.cluster import free_port
 
@@ -56,6 +58,7 @@ def twinlens(*arguments: str, env: dict[str, str] | None = None, stdin: bytes | 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", ["rollout"])
 def test_demo_ends_by_itself_with_a_summary(mark: dict[str, str], scenario: str) -> None:
     done = twinlens("demo", "--duration", "16", "--rate", "100", "--scenario", scenario, "--json", env=mark)
@@ -129,35 +132,56 @@ def write_config(folder: Path, address: str, port: int, **args: Any) -> Path:
     return path
 
 
+def create_topics(config: Path, env: dict[str, str]) -> None:
+    created = twinlens("topics", "create", "-c", str(config), "--partitions", "2", env=env)
+    assert created.returncode == 0, created.stderr.decode()
+    assert b"6" not in twinlens("topics", "describe", "-c", str(config), env=env).stderr
+
+
+def produce_watch_and_audit(config: Path, url: str, env: dict[str, str], check: Callable[[], None]) -> None:
+    """200 tweets through an application that runs, by commands alone. `check` says that it still does."""
+    produced = twinlens("produce", "-", "-c", str(config), env=env, stdin=b"\n".join(lines(200)))
+    assert b"produced 200 records" in produced.stdout, produced.stderr.decode()
+
+    def all_seen() -> bool:
+        check()
+        view = twinlens("watch", "--json", "--url", url, env=env)
+        return view.returncode == 0 and json.loads(view.stdout)["summary"]["windows"]["all"]["tally"]["tweets"] == 200
+
+    wait_until(all_seen, "200 tweets counted", 90)
+    assert b"agreement" in twinlens("watch", "--once", "--url", url, env=env).stdout
+    audited = twinlens("audit", "-c", str(config), "--json", env=env)
+    assert audited.returncode == 0, audited.stderr.decode()
+    report = json.loads(audited.stdout.splitlines()[-1])
+    assert (report["consumed"], report["published"], report["missing"], report["duplicate"]) == (200, 200, 0, 0)
+
+
+def test_produce_watch_and_audit_work_together(
+    mark: dict[str, str], broker: str, deploy: Callable[..., Deployed], tmp_path: Path
+) -> None:
+    """On the Ray that the other tests use; the next test has one of its own."""
+    config = write_config(tmp_path, broker, free_port())
+    create_topics(config, mark)
+    deployed = deploy(load_settings(config))
+    produce_watch_and_audit(config, deployed.url, mark, lambda: None)
+
+
+@pytest.mark.slow
 def test_serve_produce_watch_and_audit_work_together(mark: dict[str, str], address: str, tmp_path: Path) -> None:
     port = free_port()
-    config = str(write_config(tmp_path, address, port))
-    created = twinlens("topics", "create", "-c", config, "--partitions", "2", env=mark)
-    assert created.returncode == 0, created.stderr.decode()
-    assert b"6" not in twinlens("topics", "describe", "-c", config, env=mark).stderr
-    assert twinlens("doctor", "-c", config, env=mark).returncode == 0
+    config = write_config(tmp_path, address, port)
+    create_topics(config, mark)
+    assert twinlens("doctor", "-c", str(config), env=mark).returncode == 0
     log = (tmp_path / "serve.log").open("wb")
-    serving = subprocess.Popen([*COMMAND, "serve", "-c", config], env=mark, stdout=log, stderr=log)
+    serving = subprocess.Popen([*COMMAND, "serve", "-c", str(config)], env=mark, stdout=log, stderr=log)
+
+    def check() -> None:
+        assert serving.poll() is None, Path(log.name).read_text()
+
     try:
-        produced = twinlens("produce", "-", "-c", config, env=mark, stdin=b"\n".join(lines(200)))
-        assert b"produced 200 records" in produced.stdout, produced.stderr.decode()
-        url = f"http://127.0.0.1:{port}"
-
-        def all_seen() -> bool:
-            assert serving.poll() is None, Path(log.name).read_text()
-            view = twinlens("watch", "--json", "--url", url, env=mark)
-            return (
-                view.returncode == 0 and json.loads(view.stdout)["summary"]["windows"]["all"]["tally"]["tweets"] == 200
-            )
-
-        wait_until(all_seen, "200 tweets counted", 90)
+        produce_watch_and_audit(config, f"http://127.0.0.1:{port}", mark, check)
         with pytest.raises(ConnectionRefusedError):  # all of 127/8 is this machine, so it is 127.0.0.1 alone
             socket.create_connection(("127.0.0.2", port), 5).close()
-        assert b"agreement" in twinlens("watch", "--once", "--url", url, env=mark).stdout
-        audited = twinlens("audit", "-c", config, "--json", env=mark)
-        assert audited.returncode == 0, audited.stderr.decode()
-        report = json.loads(audited.stdout.splitlines()[-1])
-        assert (report["consumed"], report["published"], report["missing"], report["duplicate"]) == (200, 200, 0, 0)
     finally:
         serving.send_signal(signal.SIGTERM)
         try:
@@ -196,8 +220,14 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("case", WRONG)
-def test_what_a_person_must_mend_is_one_sentence_and_exit_code_2(case: str, address: str, tmp_path: Path) -> None:
+#: It gives up after ten seconds.
+SLOW_CASES = {"unreachable broker"}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] if case in SLOW_CASES else []) for case in WRONG]
+)
+def test_what_a_person_must_fix_is_one_sentence_and_exit_code_2(case: str, address: str, tmp_path: Path) -> None:
     arguments, args, expected = WRONG[case]
     config = write_config(tmp_path, args.pop("address", address) if "address" in args else address, free_port(), **args)
     done = twinlens(*(str(config) if a == "CONFIG" else a for a in arguments), env={**os.environ, "COLUMNS": "500"})
@@ -232,7 +262,6 @@ def test_audit_exits_with_1_when_tweets_are_missing(address: str, tmp_path: Path
 
     from tests.support.replicas import produce
     from twinlens.broker.client import new_consumer
-    from twinlens.cli.options import load_settings
 
     path = write_config(tmp_path, address, free_port())
     assert twinlens("topics", "create", "-c", str(path), "--partitions", "1").returncode == 0

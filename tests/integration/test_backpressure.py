@@ -165,6 +165,7 @@ def test_a_replica_that_stops_makes_no_window_of_what_waits(
 
 
 @pytest.mark.kafka
+@pytest.mark.slow
 def test_a_model_slower_than_the_poll_interval_keeps_its_partitions(
     new_kafka_settings: NewSettings, model_folder: ModelFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

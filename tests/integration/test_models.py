@@ -145,7 +145,15 @@ def answers(seen: Observations) -> list[list[dict[str, Any]]]:
     return [[{"label": entry.label, "score": entry.score} for entry in answer] for answer in seen.answers]
 
 
-every_model = pytest.mark.parametrize(("family", "head"), [(f, h) for f in FAMILIES for h in HEADS])
+#: Every family, and every head of one family; the other pairs are among the slow ones.
+every_model = pytest.mark.parametrize(
+    ("family", "head"),
+    [
+        pytest.param(family, head, marks=[] if head == "three" or family == "bert" else [pytest.mark.slow])
+        for family in FAMILIES
+        for head in HEADS
+    ],
+)
 
 
 @every_model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -31,21 +31,31 @@ from twinlens.window.item import Item
 from twinlens.window.window import Reason
 
 NewSettings = Callable[..., Settings]
+
+
+class Streamed(NamedTuple):
+    """Tweets that went through a replica, and what it published of them."""
+
+    settings: Settings
+    tweets: list[dict[str, Any]]
+    found: dict[str, list[Any]]
+
+
 TRACE = ("traceparent", b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
 
 
-@pytest.fixture(scope="module")
-def two_thousand(request: pytest.FixtureRequest, broker: str) -> tuple[Settings, dict[str, list[Any]]]:
-    """2,000 real tweets through one replica; shared by the tests below, which only read."""
+@pytest.fixture(scope="module", params=[500, pytest.param(2_000, marks=pytest.mark.slow)])
+def streamed(request: pytest.FixtureRequest, broker: str) -> Streamed:
+    """So many real tweets through one replica with the shipped model; shared by the tests below, which only read."""
     from twinlens.broker import topics
 
-    settings = Settings.load(
-        {"application": "two-thousand", "kafka": {"bootstrap_servers": broker, "session_timeout_ms": 2000},
-         "topics": {"input": "two-thousand"}}
-    )  # fmt: skip
+    name = f"streamed-{request.param}"
+    kafka = {"bootstrap_servers": broker, "session_timeout_ms": 2000}
+    settings = Settings.load({"application": name, "kafka": kafka, "topics": {"input": name}})
     topics.create(settings, 2, 1)
-    produce(settings, [(str(i).encode(), line, [TRACE, ("n", b"1")]) for i, line in enumerate(lines(2000))])
-    return settings, run_through(settings, 2000)
+    stream = lines(request.param)
+    produce(settings, [(str(i).encode(), line, [TRACE, ("n", b"1")]) for i, line in enumerate(stream)])
+    return Streamed(settings, [json.loads(line) for line in stream], run_through(settings, len(stream)))
 
 
 def by_id(found: list[Any], decode: Callable[[bytes], Any]) -> dict[str, Any]:
@@ -54,13 +64,12 @@ def by_id(found: list[Any], decode: Callable[[bytes], Any]) -> dict[str, Any]:
     return decoded
 
 
-def test_published_logits_are_those_of_plain_transformers(two_thousand: Any) -> None:
-    _, found = two_thousand
+def test_published_logits_are_those_of_plain_transformers(streamed: Streamed) -> None:
+    found = streamed.found
     logits = by_id(found["logits"], records.decode_logits)
     tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
     model = AutoModelForSequenceClassification.from_pretrained(DEMO_MODEL, dtype=torch.float32).eval()
-    for line in lines(2000):
-        tweet = json.loads(line)
+    for tweet in streamed.tweets:
         with torch.inference_mode():
             alone = model(**tokenizer(tweet["text"], truncation=True, return_tensors="pt")).logits[0].numpy()
         record = logits[tweet["id"]]
@@ -69,23 +78,22 @@ def test_published_logits_are_those_of_plain_transformers(two_thousand: Any) -> 
         assert record.token_count == len(tokenizer(tweet["text"], truncation=True)["input_ids"])
 
 
-def test_published_predictions_are_those_of_the_stock_pipeline(two_thousand: Any) -> None:
-    _, found = two_thousand
+def test_published_predictions_are_those_of_the_stock_pipeline(streamed: Streamed) -> None:
+    found = streamed.found
     predictions = by_id(found["predictions"], records.decode_prediction)
     model = AutoModelForSequenceClassification.from_pretrained(DEMO_MODEL, dtype=torch.float32).eval()
     classify = pipeline("text-classification", model=model, tokenizer=AutoTokenizer.from_pretrained(DEMO_MODEL))
-    for line in lines(2000):
-        tweet = json.loads(line)
+    for tweet in streamed.tweets:
         answer = classify(tweet["text"], truncation=True)[0]
         record = predictions[tweet["id"]]
         assert record.label == answer["label"]
         assert record.score == pytest.approx(answer["score"], abs=1e-5)
 
 
-def test_keys_headers_and_partitions_pass_through(two_thousand: Any) -> None:
-    _, found = two_thousand
+def test_keys_headers_and_partitions_pass_through(streamed: Streamed) -> None:
+    found = streamed.found
     for name, decode in (("logits", records.decode_logits), ("predictions", records.decode_prediction)):
-        assert len(found[name]) == 2000
+        assert len(found[name]) == len(streamed.tweets)
         last: dict[int, int] = {}
         for raw in found[name]:
             record = decode(raw.value)
@@ -95,17 +103,17 @@ def test_keys_headers_and_partitions_pass_through(two_thousand: Any) -> None:
             last[raw.partition] = record.source.offset
 
 
-def test_audit_finds_nothing_missing_and_agrees_with_the_fold(two_thousand: Any) -> None:
-    settings, found = two_thousand
+def test_audit_finds_nothing_missing_and_agrees_with_the_fold(streamed: Streamed) -> None:
+    settings, tweets, found = streamed
     report = audit(settings)
     assert report.clean
-    assert (report.consumed, report.published, report.dead_lettered) == (2000, 2000, 0)
+    assert (report.consumed, report.published, report.dead_lettered) == (len(tweets), len(tweets), 0)
     state = State(application=settings.application, detector=RateDetector(baseline_rate=0.02, run_length_tweets=10**6))
     for raw in found["comparisons"]:
         state.fold(records.decode_comparison(raw.value))
     assert state.repeated == 0
     tally = state.total.tally
-    assert (tally.tweets, tally.label, tally.score) == (2000, report.label_divergences, report.score_divergences)
+    assert (tally.tweets, tally.label, tally.score) == (len(tweets), report.label_divergences, report.score_divergences)
 
 
 def test_divergences_are_published_with_their_cause_and_equal_the_audits(new_settings: NewSettings) -> None:
@@ -177,7 +185,7 @@ def test_a_tombstone_without_a_key_is_a_dead_letter_too(new_settings: NewSetting
 
 
 def test_a_text_that_breaks_a_path_leaves_its_neighbours_alone(new_settings: NewSettings) -> None:
-    settings = new_settings(partitions=1, predict={"truncation": False})
+    settings = new_settings(partitions=1, raw={"model": DEMO_MODEL}, predict={"truncation": False})
     too_long = json.dumps({"id": "long", "text": "word " * 500}).encode()
     stream = [*lines(30), too_long, *lines(30)]
     found = run_through(settings, produce(settings, [(None, value, []) for value in stream]))
@@ -225,7 +233,7 @@ def test_the_audit_counts_records_that_are_none_of_twinlens(new_settings: NewSet
 
 
 def test_cls_vector_and_all_scores_are_published_on_request(new_settings: NewSettings) -> None:
-    settings = new_settings(raw={"publish_cls": True}, predict={"top_k": 3})
+    settings = new_settings(raw={"model": DEMO_MODEL, "publish_cls": True}, predict={"top_k": 3})
     count = produce(settings, [(None, line, []) for line in lines(10)])
     found = run_through(settings, count)
     for raw in found["logits"]:

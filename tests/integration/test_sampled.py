@@ -12,6 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
+from tests.conftest import ModelFolder
+from tests.support.models import POSITIONS
 from tests.support.observed import item
 from tests.support.replicas import committed, lines, produce, published, running_replica, wait_until
 from twinlens import records
@@ -22,7 +24,7 @@ from twinlens.monitor.statistics import RateDetector, confidence_sequence
 from twinlens.records import PredictionMode, PredictionRecord
 from twinlens.replica.replica import Replica
 from twinlens.replica.sampling import sampled
-from twinlens.settings import DEMO_MODEL, Settings
+from twinlens.settings import Settings
 
 FIRST, SAMPLED = 100, 1_000  #: tweets in full mode, then tweets in sampled mode
 SHARE = 0.2
@@ -46,12 +48,20 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def run(broker: str) -> Run:
+def run(broker: str, model_folder: ModelFolder) -> Run:
     """1,100 real tweets, the first 100 in full mode; shared by the tests below, which only read."""
     name = "sampled-tweets"
     kafka = {"bootstrap_servers": broker, "session_timeout_ms": 2000}
     predict = {"max_length": CUT, "top_k": 3}
-    settings = Settings.load({"application": name, "kafka": kafka, "topics": {"input": name}, "predict": predict})
+    settings = Settings.load(
+        {
+            "application": name,
+            "kafka": kafka,
+            "topics": {"input": name},
+            "predict": predict,
+            "raw": {"model": str(model_folder())},
+        }
+    )
     topics.create(settings, 2, 1)
     stream = [(str(n).encode(), json.dumps({"id": str(n), "text": text(n)}).encode(), []) for n in range(1_100)]
     with running_replica(settings) as replica:
@@ -79,11 +89,13 @@ def text(number: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def stock() -> tuple[list[Any], list[Any]]:
+def stock(model_folder: ModelFolder) -> tuple[list[Any], list[Any]]:
     """Answers of the stock pipeline on the 1,000 tweets: on the whole text, and cut."""
-    model = AutoModelForSequenceClassification.from_pretrained(DEMO_MODEL, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
-    classify = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=3, truncation=True)
+    model = AutoModelForSequenceClassification.from_pretrained(model_folder(), dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_folder())
+    classify = pipeline(
+        "text-classification", model=model, tokenizer=tokenizer, top_k=3, truncation=True, max_length=POSITIONS
+    )
     texts = [text(number) for number in range(FIRST, FIRST + SAMPLED)]
     return classify(texts, batch_size=8), classify(texts, batch_size=8, max_length=CUT)
 

@@ -1,4 +1,4 @@
-"""Whether this user may do what the application does, before it begins. The table is in docs/security.md."""
+"""Checks before the start that this user has the rights the application needs. docs/security.md lists them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from twinlens.settings import Settings
 
 
 def check_application(settings: Settings) -> int:
-    """What replicas and the monitor need of the topics and the group; returns the number of partitions.
+    """Check what replicas and the monitor need: topics, and rights to them and to the group.
 
-    AskUser where a topic or an ACL is missing. The right to a transactional id shows when the first one is initialised.
+    Returns the number of partitions. Raises AskUser if a topic or an ACL is missing. The right to a transactional id is
+    not checked here: the first `init_transactions` shows whether it is missing.
     """
     names = settings.topics
     partitions = topics.check(
@@ -26,7 +27,7 @@ def check_application(settings: Settings) -> int:
     with (
         asking_user(settings.kafka, "Read", group=settings.group_id),
         closing(new_admin(settings.kafka)) as admin,
-        suppress(RetriableError),  # the first question about groups makes a new cluster create their topic
+        suppress(RetriableError),  # on a new cluster, the first request about groups creates their topic
     ):
         admin.list_group_offsets({settings.group_id: [TopicPartition(names.input, 0)]})
     return partitions

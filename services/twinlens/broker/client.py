@@ -1,4 +1,4 @@
-"""How every Kafka client of twinlens is made, and what its errors ask for."""
+"""Makes all Kafka clients of twinlens and turns their errors into AskUser."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ from twinlens.settings.kafka import KafkaSettings
 log = structlog.get_logger(__name__)
 
 TRANSIENT: Final = (RetriableError, BrokerNotAvailableError, UnknownBrokerIdError)
-"""What passes by itself: the same client may try again. The last two come while brokers come and go, though
-kafka-python does not call them retriable. All other errors (rights, credentials, a corrupt batch) need somebody, or at
-least another client."""
+"""Errors that pass without help: the same client may try again. The last two occur while brokers start and stop, but
+kafka-python does not call them retriable. All other errors (rights, credentials, a corrupt batch) need a person, or at
+least a new client."""
 BOOTSTRAP_TIMEOUT_MS = 10_000
 
 
 def connection(kafka: KafkaSettings) -> dict[str, Any]:
-    """kafka-python arguments that every client shares: addresses, security, time limits."""
+    """The kafka-python arguments that all clients share: addresses, security, time limits."""
     arguments: dict[str, Any] = {
         "kafka_client": Client,
         "bootstrap_servers": [server.strip() for server in kafka.bootstrap_servers.split(",")],
         "bootstrap_timeout_ms": BOOTSTRAP_TIMEOUT_MS,
         "request_timeout_ms": kafka.request_timeout_ms,
         "security_protocol": kafka.security_protocol,
-        # The default of 30 s would make a client sit out most of a minute after a broker came back.
+        # With the default of 30 s a client would wait most of a minute after a broker came back.
         "reconnect_backoff_max_ms": 1_000,
     }
     if kafka.security_protocol.startswith("SASL"):
@@ -75,7 +75,7 @@ def connection(kafka: KafkaSettings) -> dict[str, Any]:
 
 
 def new_consumer(kafka: KafkaSettings, **arguments: Any) -> KafkaConsumer:
-    """A consumer that never commits by itself and creates no topic. Not thread-safe."""
+    """A consumer that does not commit automatically and creates no topic. Not thread-safe."""
     with asking_user(kafka):
         return KafkaConsumer(
             **connection(kafka),
@@ -87,7 +87,7 @@ def new_consumer(kafka: KafkaSettings, **arguments: Any) -> KafkaConsumer:
 
 
 def new_producer(kafka: KafkaSettings, **arguments: Any) -> KafkaProducer:
-    """An idempotent producer (transactional with `transactional_id`) that creates no topic."""
+    """An idempotent producer that creates no topic. It is transactional if `transactional_id` is given."""
     with asking_user(kafka):
         producer = KafkaProducer(
             **connection(kafka),
@@ -108,9 +108,9 @@ def new_admin(kafka: KafkaSettings) -> KafkaAdminClient:
 
 @contextmanager
 def asking_user(kafka: KafkaSettings, operation: str = "Describe", **names: str) -> Iterator[None]:
-    """Turn what only a person can mend (address, credentials, rights) into AskUser.
+    """Turn errors that only a person can fix (address, credentials, rights) into AskUser.
 
-    `operation` and `names` are those of `naming_denials`.
+    `operation` and `names` are as in `naming_denials`.
     """
     where = kafka.bootstrap_servers
     try:
@@ -132,10 +132,10 @@ def asking_user(kafka: KafkaSettings, operation: str = "Describe", **names: str)
 def naming_denials(
     kafka: KafkaSettings, operation: str, *, group: str = "", transactional_id: str = ""
 ) -> Iterator[None]:
-    """Turn a missing ACL into AskUser with its name.
+    """Turn a missing ACL into AskUser with the name of the ACL.
 
-    `operation` is what is done to topics within the block: Describe, Read, Write or Create. `group` and
-    `transactional_id` are those that the block uses.
+    `operation` is what the block does to topics: Describe, Read, Write or Create. `group` and `transactional_id` are
+    those that the block uses.
     """
     try:
         yield
@@ -151,7 +151,7 @@ def naming_denials(
 
 
 def denial(kafka: KafkaSettings, *denied: Sequence[str]) -> str:
-    """The sentence on missing ACLs: each is an operation, a kind of resource and its names."""
+    """The message about missing ACLs. Each ACL is an operation, a kind of resource and the names of the resources."""
     what = [
         f"{operation} on the {resource}{'s' if len(names) > 1 else ''} {', '.join(names)}".rstrip()
         for operation, resource, *names in denied
@@ -160,14 +160,14 @@ def denial(kafka: KafkaSettings, *denied: Sequence[str]) -> str:
 
 
 def user(kafka: KafkaSettings) -> str:
-    """The name under which ACLs know this user, where the settings tell it."""
+    """The name of this user in ACLs, or "this user" if the settings do not have it."""
     if kafka.security_protocol.startswith("SASL") and kafka.sasl_mechanism != "OAUTHBEARER":
         return f"User:{kafka.sasl_username}"
     return "this user"
 
 
 def _topics(error: TopicAuthorizationFailedError) -> list[str]:
-    """kafka-python names them in a set, or one as text, which may also be a sentence without a name."""
+    """The topics that were denied. kafka-python gives a set of names or one text: a name, or a sentence without one."""
     named = error.args[0] if error.args else ""
     topics = sorted(named) if isinstance(named, set | frozenset) else [str(named)]
     return [topic for topic in topics if re.fullmatch(r"[A-Za-z0-9._-]+", topic)] or ["(not named)"]
@@ -199,7 +199,7 @@ def _check_credentials(kafka: KafkaSettings) -> str:
 
 
 def _text(error: Exception) -> str:
-    """What the error says, without the names of classes and numbers that kafka-python puts before it."""
+    """The error's message, without the class name and error number that kafka-python puts before it."""
     return str(error.args[0]).rstrip(".") if error.args else type(error).__name__
 
 

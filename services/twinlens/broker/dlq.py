@@ -1,4 +1,4 @@
-"""Reading the dead-letter topic."""
+"""Reads the dead-letter topic."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from twinlens.settings import Settings
 
 
 def read_letters(settings: Settings) -> Iterator[DeadLetter | None]:
-    """Every record of the dead-letter topic, whoever wrote it; None for what is no letter."""
+    """Every record of the dead-letter topic, of all applications; None for a record that is not a letter."""
     return (letter_of(record) for _, record in read_topics(settings, (settings.topics.dlq,)))
 
 
 def letter_at(settings: Settings, partition: int, offset: int) -> DeadLetter:
-    """The letter at these coordinates of the dead-letter topic, of any application. AskUser when there is none."""
+    """The letter at this place in the dead-letter topic, of any application. Raises AskUser if there is none."""
     topic = settings.topics.dlq
     consumer = new_consumer(settings.kafka, isolation_level="read_committed", max_poll_records=1)
     try:
@@ -43,7 +43,7 @@ def letter_at(settings: Settings, partition: int, offset: int) -> DeadLetter:
 
 
 def _record_from(consumer: KafkaConsumer, partition: TopicPartition, offset: int) -> Any | None:
-    """The first committed record at `offset` or later; None where only the marks of transactions follow."""
+    """The first committed record at `offset` or later; None if only transaction markers follow."""
     start = consumer.beginning_offsets([partition])[partition]
     end = consumer.end_offsets([partition])[partition]
     where = f"partition {partition.partition} of {partition.topic}"

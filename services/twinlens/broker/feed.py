@@ -1,4 +1,4 @@
-"""Feeding lines of text into a topic, at a rate."""
+"""Sends lines of text to a topic at a given rate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from twinlens.errors import AskUser
 from twinlens.fields import field_at
 from twinlens.settings.kafka import KafkaSettings
 
-TICK_S = 0.02  #: at a given rate, lines are sent in bursts this far apart
+TICK_S = 0.02  #: if a rate is given, lines are sent in bursts this far apart
 
 
 def new_feed_producer(kafka: KafkaSettings) -> KafkaProducer:
@@ -33,10 +33,10 @@ def feed(
     key_field: str | None,
     go_on: Callable[[int], bool],
 ) -> int:
-    """Send `lines` (one record each, as they are) until they end or `go_on(sent)` says no; returns how many.
+    """Send `lines`, each unchanged as one record, until they end or `go_on(sent)` is false. Returns how many were sent.
 
-    `rate` is in records per second, 0 for no limit. `go_on` is asked before every record. The key is the value of
-    `key_field`, where a line is a JSON object that has it. AskUser where a record is too large or not acknowledged.
+    `rate` is in records per second, 0 for no limit. `go_on` is called before every record. The key is the value of
+    `key_field` if the line is a JSON object with it. Raises AskUser if a record is too large or not acknowledged.
     """
     sent = 0
     failed: list[Exception] = []
@@ -58,7 +58,7 @@ def feed(
 
 
 def key_of(line: bytes, field: str | None) -> bytes | None:
-    """Value of `field` (dotted paths allowed) as text; None where the line has none."""
+    """The value of `field` (dotted paths allowed) as text; None if the line does not have it."""
     if field is None:
         return None
     try:
@@ -70,7 +70,7 @@ def key_of(line: bytes, field: str | None) -> bytes | None:
 
 
 def read_lines(source: str) -> Iterator[bytes]:
-    """The lines of a file or of standard input, without their ends; empty lines are left out."""
+    """The lines of a file, or of standard input for `-`, without line ends and without empty lines."""
     if source == "-":
         stream = sys.stdin.buffer
     else:

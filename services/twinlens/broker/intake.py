@@ -1,7 +1,7 @@
-"""The consumer: polls, hands records over, pauses when the replica is full, gives partitions up in order.
+"""The consumer: polls, hands records over, pauses when the replica is full, gives up revoked partitions cleanly.
 
-One thread owns the KafkaConsumer, which is not thread-safe; what other threads want of it they leave as an errand.
-Polling never stops, so a slow model is never evicted from the group by `max.poll.interval.ms`.
+One thread owns the KafkaConsumer, which is not thread-safe. Other threads leave an errand, a call for that thread to
+run. Polling never stops, so a replica with a slow model is never evicted from the group by `max.poll.interval.ms`.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ log = structlog.get_logger(__name__)
 
 POLL_MS = 100
 MAX_POLL_RECORDS = 500
-#: While records wait for compute the next poll waits too, for up to so long: a fetch of one record costs replica and
-#: broker about as much as one of a hundred, and under a steady load there is one to fetch at any moment.
+#: While records wait for compute, the next poll waits too, up to this long. Fetching one record costs replica and
+#: broker about as much as fetching a hundred, and under a steady load there is always one to fetch.
 GATHER_S = 0.025
-POLLS = 8  #: a poll may bring this part of `intake.max_buffered_bytes`
+POLLS = 8  #: one poll may bring up to `intake.max_buffered_bytes` divided by this
 MAX_PARTITION_FETCH_BYTES = 1024 * 1024
-MAX_HEARTBEAT_MS = 1_000  #: members hear of a rebalance with a heartbeat, so this is part of every hand-over
+MAX_HEARTBEAT_MS = 1_000  #: members learn of a rebalance from a heartbeat, so this delays every hand-over
 
 T = TypeVar("T")
-Decode = Callable[[Sequence[Any]], list[Item]]  #: ConsumerRecords of one partition to items, in order
+Decode = Callable[[Sequence[Any]], list[Item]]  #: turns ConsumerRecords of one partition into items, in order
 
 
 class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
     """Feeds `backlog` from the input topic as a member of the consumer group.
 
     `run` is the thread's body. `consumer` and `positions` belong to that thread: others reach them through `errand`.
-    On revocation, windows under way may finish for a third of the session timeout; what is
-    left of the revoked partitions is dropped uncommitted and read again by their next owner. `assigned` is called after
-    partitions came, `resume` before the first records of each of them are handed over.
+    When partitions are revoked, windows under way have a third of the session timeout to finish. The other records of
+    these partitions are dropped without a commit, and the next owner reads them again. `assigned` is called after
+    partitions were assigned, `resume` before the first records of each partition are handed over.
     """
 
     def __init__(
@@ -71,34 +71,21 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         self._backlog = backlog
         self._decode = decode
         self._assigned = assigned
-        # Outside a transaction offsets are committed by this very thread, which cannot while it waits in the callback.
+        # Without transactions this thread commits the offsets, which it cannot do while it waits in the callback.
         exactly_once = settings.output.delivery == "exactly_once"
         self._release_budget_s = kafka.session_timeout_ms / 3000 if exactly_once else 0.0
         self._stopping = threading.Event()
         self._errands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._poll_bytes = settings.intake.max_buffered_bytes // POLLS
-        self._poll_records = 1  # of the next poll; nothing is known of the records' size yet
+        self._poll_records = 1  # limit of the next poll; the size of the records is not known yet
         assignor = SoleOwnerAssignor()
-        self.consumer: KafkaConsumer = new_consumer(
-            kafka,
-            client_id=client_id,
-            group_id=settings.group_id,
-            group_instance_id=instance_id,
-            auto_offset_reset=kafka.auto_offset_reset,
-            isolation_level="read_committed",
-            partition_assignment_strategy=[assignor],
-            session_timeout_ms=kafka.session_timeout_ms,
-            heartbeat_interval_ms=min(kafka.session_timeout_ms // 3, MAX_HEARTBEAT_MS),
-            max_poll_interval_ms=kafka.max_poll_interval_ms,
-            fetch_max_bytes=self._poll_bytes,
-            max_partition_fetch_bytes=min(MAX_PARTITION_FETCH_BYTES, self._poll_bytes),
-        )
+        self.consumer = _new_member(settings, client_id, instance_id, assignor, self._poll_bytes)
         self._membership = Membership(self.consumer, assignor)
         self.positions = Positions(self.consumer, self._membership, backlog, resume)
         self._meter = LagMeter(self.consumer, self._topic)
 
     def run(self) -> None:
-        """Poll until `stop`, then leave the group. AskUser when an ACL is missing."""
+        """Poll until `stop`, then leave the group. Raises AskUser if an ACL is missing."""
         self.consumer.subscribe([self._topic], listener=self)
         try:
             with naming_denials(self._kafka, "Read", group=self._group_id):
@@ -108,23 +95,23 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
                     polled = self._poll()
                     self.hand_over(polled)
                     self._run_errands()
-                    if 0 < sum(map(len, polled.values())) < most:  # all that there was
+                    if 0 < sum(map(len, polled.values())) < most:  # there were no more
                         self._backlog.await_draw(GATHER_S)
-                self.positions.later.clear()  # nothing is read any more
-                self._run_errands()  # what was published while the last poll ran
+                self.positions.later.clear()  # no more reading
+                self._run_errands()  # commits of windows published during the last poll
         finally:
             self.consumer.close(autocommit=False, timeout_ms=5_000)
 
     def stop(self) -> None:
-        """Ask the thread to end; windows that were committed stay committed."""
+        """Ask the thread to end. Committed windows stay committed."""
         self._stopping.set()
 
     def group_metadata(self) -> ConsumerGroupMetadata | None:
-        """As `Membership.metadata`. Read it before asking whether a window is still current."""
+        """Same as `Membership.metadata`. Call it before you check whether a window is still current."""
         return self._membership.metadata()
 
     def errand(self, call: Callable[[], T]) -> Future[T]:
-        """Have the thread call this between two polls. It runs when the poll under way has ended."""
+        """Have the thread run `call` between two polls, after the current poll."""
         answer: Future[T] = Future()
 
         def run() -> None:
@@ -135,7 +122,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         return answer
 
     def read_again(self, abandoned: Mapping[Partition, Abandoned]) -> None:
-        """Go back to the committed offsets; to the abandoned window's first ones where there is none yet."""
+        """Go back to the committed offsets. If there is none, go back to the abandoned window's first."""
         self.errand(partial(self.positions.read_again, abandoned))
 
     def commit(self, window: Window, offsets: Mapping[Partition, SourceOffset]) -> None:
@@ -143,15 +130,15 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         self.errand(partial(self._commit, window, offsets))
 
     def measure(self, timeout_s: float) -> AssignedLag | None:
-        """The lag of the partitions assigned now; None when the thread does not know it within `timeout_s`."""
+        """The lag of the partitions assigned now; None if the thread has no answer within `timeout_s`."""
         measured = self.errand(lambda: self._meter.measure(time.monotonic()))
         try:
             return measured.result(timeout_s)
         except TimeoutError:
-            measured.cancel()  # nobody waits for it any more
+            measured.cancel()
             return None
 
-    # The three methods below are called by kafka-python within poll().
+    # kafka-python calls the three methods below within poll().
 
     def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         self._membership.forget_answers()
@@ -177,7 +164,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         log.warning("partitions lost", partitions=sorted(p for _, p in partitions))
 
     def _poll(self) -> dict[TopicPartition, list[Any]]:
-        """What passes by itself must not end the replica; what such a poll has taken with it is read again."""
+        """Poll once. A transient error does not end the replica: the records lost with that poll are read again."""
         self._membership.keep_joining()
         try:
             polled = dict(self.consumer.poll(POLL_MS, self._poll_records))
@@ -194,8 +181,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         return polled
 
     def hand_over(self, polled: dict[TopicPartition, list[Any]]) -> None:
-        """Decode what a poll brought and put it into the backlog."""
-        # As of the poll: what is asked of the consumer below may change the assignment, and the positions with it.
+        """Decode the records of a poll and put them into the backlog."""
+        # A copy as of the poll: the calls to the consumer below may change the assignment, and so the epochs.
         epochs = dict(self.positions.epochs)
         sizes = [0]
         for partition, records in polled.items():
@@ -236,7 +223,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         except AuthorizationError:
             raise
         except KafkaError as error:
-            # At least once: the records are out; without a commit they will be published again.
+            # At-least-once: the outputs are published. Without a commit they will be published again.
             log.warning("offsets not committed", error=repr(error))
         finally:
             self._backlog.finish(window)
@@ -244,3 +231,24 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
 
 def _key(partition: TopicPartition) -> Partition:
     return (partition.topic, partition.partition)
+
+
+def _new_member(
+    settings: Settings, client_id: str, instance_id: str | None, assignor: SoleOwnerAssignor, fetch_bytes: int
+) -> KafkaConsumer:
+    """The consumer with its part in the group; `fetch_bytes` is the most that a broker sends at once."""
+    kafka = settings.kafka
+    return new_consumer(
+        kafka,
+        client_id=client_id,
+        group_id=settings.group_id,
+        group_instance_id=instance_id,
+        auto_offset_reset=kafka.auto_offset_reset,
+        isolation_level="read_committed",
+        partition_assignment_strategy=[assignor],
+        session_timeout_ms=kafka.session_timeout_ms,
+        heartbeat_interval_ms=min(kafka.session_timeout_ms // 3, MAX_HEARTBEAT_MS),
+        max_poll_interval_ms=kafka.max_poll_interval_ms,
+        fetch_max_bytes=fetch_bytes,
+        max_partition_fetch_bytes=min(MAX_PARTITION_FETCH_BYTES, fetch_bytes),
+    )

@@ -19,7 +19,7 @@ MEASURE_TIMEOUT_MS = 1_000
 
 
 class LagProbe:
-    """Asks the broker; needs no replica to be alive. Owns two clients; not thread-safe; close it."""
+    """Asks the broker, so it works without a live replica. Owns two clients: close it. Not thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -31,9 +31,9 @@ class LagProbe:
             raise
 
     def lag(self) -> dict[int, int]:
-        """Records behind the end of the log, per partition. Without a commit the whole partition counts.
+        """Records between the committed offset and the end, per partition. Without a commit all records count.
 
-        AskUser when an ACL is missing.
+        Raises AskUser if an ACL is missing.
         """
         with naming_denials(self._settings.kafka, "Describe", group=self._settings.group_id):
             return self._lag(self._settings.topics.input, self._settings.group_id)
@@ -56,20 +56,20 @@ class LagProbe:
 
 @dataclass(frozen=True)
 class AssignedLag:
-    """What is ahead of a consumer in the partitions assigned to it."""
+    """The lag of one consumer in the partitions assigned to it."""
 
-    partitions: int  #: of the topic; 0 while none is assigned
-    measured_partitions: int  #: of those assigned, those that the numbers below speak of
-    unread_records: int  #: beyond what the consumer has polled
+    partitions: int  #: of the whole topic; 0 while no partition is assigned
+    measured_partitions: int  #: number of assigned partitions that the numbers below cover
+    unread_records: int  #: records that the consumer has not polled yet
     arrival_records_per_s: float
 
 
 class LagMeter:
-    """Measures a consumer's own lag, between two polls of the thread that owns the consumer.
+    """Measures a consumer's own lag. The thread that owns the consumer calls it between two polls.
 
-    It asks for the ends (one request; with `read_committed` up to what can be read) since those that come with what is
-    fetched stay behind while partitions are paused, and a slow replica pauses most of the time. Offsets are counted:
-    where producers write in transactions, a marker counts as a record until it is passed.
+    It asks the broker for the end offsets (one request; with `read_committed` they are the ends of what can be read).
+    The end offsets that come with fetched records get old while partitions are paused, and a slow replica pauses most
+    of the time. It counts offsets: a transaction marker counts as a record until the consumer has passed it.
     """
 
     def __init__(self, consumer: KafkaConsumer, topic: str) -> None:
@@ -78,7 +78,7 @@ class LagMeter:
         self._arrival = ArrivalRate()
 
     def measure(self, now_s: float) -> AssignedLag | None:
-        """None when the broker does not say within a second or two. `now_s` is a monotonic clock."""
+        """The lag now; None if the broker does not answer within a second or two. `now_s` is monotonic time."""
         assigned = self._consumer.assignment()
         if not assigned:
             return AssignedLag(0, 0, 0, 0.0)

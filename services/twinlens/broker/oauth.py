@@ -1,4 +1,4 @@
-"""Access tokens for SASL OAUTHBEARER (RFC 7628): from a token server, or from a file that somebody else renews."""
+"""Access tokens for SASL OAUTHBEARER (RFC 7628), from a token server or from a file that another program renews."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from twinlens.settings.kafka import KafkaSettings
 
 log = structlog.get_logger(__name__)
 
-TIMEOUT_S = 4.0  #: twice this is less than a session: the answer is awaited by the thread that sends heartbeats
-RENEWAL_SHARE = 0.8  #: of a token's life, after which another is asked for; as Kafka's own clients do
-DEFAULT_LIFE_S = 60.0  #: of a token whose server does not say
+TIMEOUT_S = 4.0  #: twice this is less than the default session timeout: the thread that waits also sends heartbeats
+RENEWAL_SHARE = 0.8  #: a new token is requested after this share of a token's life, as in Kafka's own clients
+DEFAULT_LIFE_S = 60.0  #: life of a token if its server does not give one
 MAX_ANSWER_BYTES = 64 * 1024
 
 
 class TokenUnavailableError(KafkaConnectionError):  # type: ignore[misc]
-    """There is no token now; a later connection may get one."""
+    """No token is available now. A later connection may get one."""
 
 
 class FileToken(AbstractTokenProvider):  # type: ignore[misc]
-    """The token in a file, read at every connection: Kubernetes renews projected service-account tokens in place."""
+    """The token in a file, read for every connection: Kubernetes renews projected service-account tokens in place."""
 
     def __init__(self, path: str) -> None:
         self._path = path
 
     def token(self) -> str:
-        """The file's content. Raises TokenUnavailableError when there is none."""
+        """The token in the file. Raises TokenUnavailableError if there is none."""
         try:
             return _checked(Path(self._path).read_text().strip())
         except (OSError, ValueError) as error:
@@ -51,15 +51,15 @@ class FileToken(AbstractTokenProvider):  # type: ignore[misc]
 
 
 class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]
-    """The client-credentials grant (RFC 6749, 4.4). One token serves all connections of a process until it ages.
+    """The client-credentials grant (RFC 6749, 4.4). All connections of a process share one token until its renewal.
 
-    While an ageing token is still valid, a token server that is away does no harm.
+    If the token server does not answer then, the old token is used as long as it is valid.
     """
 
     def __init__(self, kafka: KafkaSettings, clock: Callable[[], float] = time.monotonic) -> None:
         assert kafka.sasl_oauth_token_url
         assert kafka.sasl_oauth_client_id
-        assert kafka.sasl_oauth_client_secret  # the settings' validator
+        assert kafka.sasl_oauth_client_secret  # the validator of the settings makes sure
         self._url = kafka.sasl_oauth_token_url
         secret = kafka.sasl_oauth_client_secret.get_secret_value()
         credentials = f"{quote_plus(kafka.sasl_oauth_client_id)}:{quote_plus(secret)}"  # RFC 6749, 2.3.1
@@ -78,7 +78,7 @@ class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]
         self._token, self._renew_at, self._expires_at = "", 0.0, 0.0
 
     def token(self) -> str:
-        """A token that is valid now. Raises SaslAuthenticationFailedError or TokenUnavailableError without one."""
+        """A valid token. Raises SaslAuthenticationFailedError or TokenUnavailableError if there is none."""
         with self._lock:
             now = self._clock()
             if not self._token or now >= self._renew_at:
@@ -119,7 +119,7 @@ class ClientCredentials(AbstractTokenProvider):  # type: ignore[misc]
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """The credentials are for the server that was named."""
+    """Follows no redirects: the credentials are only for the server in the settings."""
 
     def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
@@ -127,21 +127,21 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 @functools.lru_cache(maxsize=8)
 def token_provider(kafka: KafkaSettings) -> AbstractTokenProvider:
-    """What OAUTHBEARER asks for tokens; one per process, so that its clients share the token."""
+    """The source of tokens for OAUTHBEARER. There is one per process, so that all its clients share the token."""
     if kafka.sasl_oauth_token_file is not None:
         return FileToken(kafka.sasl_oauth_token_file)
     return ClientCredentials(kafka)
 
 
 def _checked(token: str) -> str:
-    """`token` if it is one (RFC 6750, 2.1), else ValueError."""
+    """Return `token` if it has the form of a token (RFC 6750, 2.1), else raise ValueError."""
     if not re.fullmatch(r"[A-Za-z0-9._~+/-]+=*", token):
         raise ValueError
     return token
 
 
 def _error_code(error: urllib.error.HTTPError) -> str:
-    """`error` of the answer (RFC 6749, 5.2): one word; descriptions might quote what was sent."""
+    """The one-word `error` of the answer (RFC 6749, 5.2), or "". Its description might quote what was sent."""
     try:
         said = str(json.loads(error.read(MAX_ANSWER_BYTES))["error"])
     except (ValueError, KeyError, TypeError, OSError, http.client.HTTPException):

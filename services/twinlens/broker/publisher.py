@@ -1,4 +1,7 @@
-"""Publishing a window's outputs and its source offsets in one Kafka transaction."""
+"""Publishes a window's outputs and its source offsets, in one Kafka transaction for exactly-once delivery.
+
+Four of its parts repair kafka-python: the table in `broker.repairs` names them, their defects and tests.
+"""
 
 from __future__ import annotations
 
@@ -20,23 +23,23 @@ from twinlens.window.item import OutgoingRecord, Partition
 
 log = structlog.get_logger(__name__)
 
-BATCH_BYTES = 256 * 1024  #: of a record batch; halved where a topic takes none so large
-PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6)  #: before another try; a rebalance takes a heartbeat or two
+BATCH_BYTES = 256 * 1024  #: size of a record batch; halved if a topic refuses batches this large
+PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6)  #: the pauses before the next tries; a rebalance takes one or two heartbeats
 
 
 class SourceOffset(NamedTuple):
-    """What a window commits of one source partition."""
+    """What a window commits for one source partition."""
 
-    next_offset: int  #: the one after its last record
-    metadata: str = ""  #: text that comes back with it to whoever reads on from there
+    next_offset: int  #: the offset after its last record
+    metadata: str = ""  #: text for the replica that reads on from this offset
 
 
 Offsets = Mapping[Partition, SourceOffset]
-Claim = Callable[[], Any | None]  #: the group metadata, or None when the window is no longer ours
+Claim = Callable[[], Any | None]  #: returns the group metadata, or None if the window is no longer ours
 
 
 class Publisher(Protocol):
-    """Publishes windows. Called by one thread; `busy_s` may be read by any."""
+    """Publishes windows. Only one thread may call it, but any thread may read `busy_s`."""
 
     def publish(self, records: Sequence[OutgoingRecord], offsets: Offsets, claim: Claim) -> None: ...
 
@@ -47,7 +50,7 @@ class Publisher(Protocol):
 
 
 class _Producing:
-    """What both publishers share: one producer, and a watch on calls that may never return."""
+    """What both publishers share: one producer, and the time taken by calls that may never return."""
 
     def __init__(self) -> None:
         self._busy_since: float | None = None
@@ -55,12 +58,12 @@ class _Producing:
 
     @property
     def busy_s(self) -> float:
-        """Seconds the running call to Kafka has taken so far; 0 between calls."""
+        """Seconds that the current `publish` has taken so far; 0 between calls."""
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
     def _learn(self, futures: Sequence[BatchFuture]) -> None:
-        """After a failure: the client halves a batch that the topic does not take, but its `flush` fails (repairs)."""
+        """Make batches smaller after a batch was too large. kafka-python 3.0.12 splits it, but its `flush` fails."""
         if any(future.was_split for future in futures):
             self._batch_bytes //= 2
             log.warning("record batches were too large for their topic", batch_bytes=self._batch_bytes)
@@ -69,26 +72,28 @@ class _Producing:
 class TransactionalPublisher(_Producing):
     """Exactly-once delivery (KIP-98, KIP-447). The steps of a commit:
 
-    1. `begin_transaction`: local.
+    1. `begin_transaction`: local, no request to the broker.
     2. Send every output record, co-partitioned with its source, under this producer's epoch.
-    3. `claim()`: the group metadata of the member as of now, and only then the question whether the window's
-       partitions are still its own. In this order a partition that is lost later needs a newer generation to be
-       read by somebody else, and the broker refuses step 4 under the older one.
+    3. `claim()`: first read the member's current group metadata, then check that it still owns the window's
+       partitions. The order matters: if a partition is lost after the check, another member can read it only in a
+       newer generation, and the broker refuses step 4 with the older one.
     4. `send_offsets_to_transaction`: the offsets after the window's last records, with that metadata.
-    5. Wait until every record of step 2 is acknowledged. The client would commit without those that it has given up.
-    6. `commit_transaction`: writes the commit markers; `read_committed` readers see the window.
+    5. Wait until every record of step 2 is acknowledged. Otherwise the client would commit without records that it
+       has given up on.
+    6. `commit_transaction`: writes the commit markers. Now `read_committed` readers see the window.
 
-    What fails before step 6 aborts the transaction: the outputs stay invisible, the offsets stay where they were, and
-    the same window is tried again after a pause, as long as the claim holds. That is how a window outlives a rebalance
-    that began after step 3. What fails in step 6 may have been committed or not: RedoWindow, and the committed offsets
-    say where to read on. ReplaceReplica says that no other try would help, AskUser that an ACL is missing.
+    A failure before step 6 aborts the transaction: the outputs stay invisible and the offsets do not move. The same
+    window is tried again after a pause, as long as the claim holds. So a window survives a rebalance that began after
+    step 3. After a failure in step 6 it is not known whether the window was committed: this raises RedoWindow, and the
+    committed offsets say where to read on. ReplaceReplica means that another try would not help. AskUser means that an
+    ACL is missing.
 
-    To abort is to put a new producer in the place of the old one, under the same transactional id, which is unique to
-    this process: its `init_transactions` ends what is open, within a time limit, also after a fencing.
-    (The client would send offsets that the group refused along with the next transaction's, whose outputs are not
-    theirs: see `broker.repairs`.) What a process leaves when it dies, a successor aborts in the same way
-    (`broker.recovery`), or the broker after `transaction_timeout_ms`. The calls of steps 4 to 6 wait without a limit of
-    their own: `busy_s` lets the health check bound them.
+    To abort, a new producer replaces the old one under the same transactional id, which is unique to this process. Its
+    `init_transactions` ends the open transaction within a time limit, even after fencing. The old producer cannot be
+    used again: if the group has refused offsets, kafka-python 3.0.12 would send them again with the next transaction,
+    to whose outputs they do not belong. If a process dies, its successor aborts the open transaction in the same way
+    (`broker.recovery`), or the broker does so after `transaction_timeout_ms`. The calls of steps 4 to 6 have no time
+    limit: the health check reads `busy_s` to limit them.
     """
 
     def __init__(self, settings: Settings, transactional_id: str) -> None:
@@ -98,7 +103,7 @@ class TransactionalPublisher(_Producing):
         self.producer = self._new_producer()
 
     def publish(self, records: Sequence[OutgoingRecord], offsets: Offsets, claim: Claim) -> None:
-        """Publish one window. Raises RedoWindow when nothing was published."""
+        """Publish one window. Raises RedoWindow if the transaction was aborted, or may not have been committed."""
         self._busy_since = time.monotonic()
         try:
             with self._naming_denials():
@@ -114,7 +119,7 @@ class TransactionalPublisher(_Producing):
             self._busy_since = None
 
     def _prepare(self, records: Sequence[OutgoingRecord], offsets: Offsets, claim: Claim) -> KafkaError | None:
-        """Steps 1 to 5. Returns the error after which the transaction was aborted."""
+        """Steps 1 to 5. Returns the error if the transaction was aborted and may be tried again, else None."""
         futures: list[BatchFuture] = []
         try:
             self.producer.begin_transaction()
@@ -181,9 +186,9 @@ class TransactionalPublisher(_Producing):
 
 
 class AtLeastOncePublisher(_Producing):
-    """Outputs first, offsets afterwards: a crash in between publishes a window twice.
+    """Publishes outputs first, then offsets. After a crash in between, a window is published twice.
 
-    The offsets are committed by the intake thread (`Intake.commit`) once `publish` has returned.
+    The intake thread (`Intake.commit`) commits the offsets after `publish` has returned.
     """
 
     def __init__(self, settings: Settings, client_id: str) -> None:
@@ -192,7 +197,7 @@ class AtLeastOncePublisher(_Producing):
         self.producer = new_producer(settings.kafka, client_id=client_id, **_throughput(settings))
 
     def publish(self, records: Sequence[OutgoingRecord], offsets: Offsets, claim: Claim) -> None:
-        """Publish one window and wait until every record is acknowledged. Raises RedoWindow when one was not."""
+        """Publish one window and wait until every record is acknowledged. Raises RedoWindow if one is not."""
         self._busy_since = time.monotonic()
         futures: list[BatchFuture] = []
         try:
@@ -214,10 +219,11 @@ class AtLeastOncePublisher(_Producing):
 
 
 def _throughput(settings: Settings) -> dict[str, Any]:
-    """Large batches: a window is sent at once, and the commit flushes it, so lingering costs nothing.
+    """Arguments for large batches. Lingering costs nothing: a window is sent at once and the commit flushes it.
 
-    A broker puts a transaction off while it still writes the markers of the one before, for a few milliseconds. The
-    client sleeps its whole backoff each time, twice in a transaction (see `broker.repairs`).
+    The retry backoff is short. A broker delays a transaction for a few milliseconds while it writes the markers of the
+    one before. The client then sleeps for its whole backoff (kafka-python 3.0.12, producer/sender.py), twice in a
+    transaction.
     """
     compression = settings.output.compression
     return {

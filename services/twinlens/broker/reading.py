@@ -1,4 +1,4 @@
-"""Reading topics to their ends: every committed record that is there now."""
+"""Reads topics to their end: every committed record that is there now."""
 
 from __future__ import annotations
 
@@ -13,18 +13,23 @@ from kafka.errors import KafkaTimeoutError
 from twinlens.broker.client import new_consumer
 from twinlens.settings import Settings
 
-POLL_MS = 600
-LIVE_S = 3.0  #: a topic that keeps growing is read this much longer
-QUIET_POLLS = 2  #: the end of a topic is believed after this many empty polls past the end offset
+FETCH_WAIT_MS = 100  #: the broker answers an empty fetch after this long
+POLL_MS = 200  #: more than that, so an empty poll means that nothing was there
+LIVE_S = 3.0  #: reading goes on for at most this long after the end offset
+QUIET_POLLS = 2  #: after the end offset, this many empty polls in a row mean the end of the topic
 
 
 def read_topics(settings: Settings, topics: Iterable[str]) -> Iterator[tuple[str, Any]]:
     """Every committed record of `topics` that is there now, as (topic, ConsumerRecord).
 
-    The end offset is where to stop at the earliest: the embedded broker reports one that lags by a batch.
+    Reads on after the end offset, because the one that the embedded broker reports lags by a batch.
     """
     consumer = new_consumer(
-        settings.kafka, isolation_level="read_committed", auto_offset_reset="earliest", max_poll_records=5_000
+        settings.kafka,
+        isolation_level="read_committed",
+        auto_offset_reset="earliest",
+        max_poll_records=5_000,
+        fetch_max_wait_ms=FETCH_WAIT_MS,
     )
     try:
         partitions = [
@@ -47,10 +52,10 @@ def read_topics(settings: Settings, topics: Iterable[str]) -> Iterator[tuple[str
 def polls_until(
     consumer: KafkaConsumer, ends: Mapping[TopicPartition, int], silence_s: float = math.inf
 ) -> Iterator[list[Any]]:
-    """What each poll brings, until the consumer has passed `ends` in all partitions; the last polls may bring more.
+    """The records of each poll, until the consumer has reached `ends` in all partitions. The last polls may bring more.
 
-    Positions say where the end is, not records: the marks of transactions take offsets too. Raises KafkaTimeoutError
-    when nothing came for `silence_s`.
+    Positions, not records, tell whether the end is reached, because transaction markers take offsets too. Raises
+    KafkaTimeoutError if no record came for `silence_s`.
     """
     heard = time.monotonic()
     while any(consumer.position(partition) < end for partition, end in ends.items()):

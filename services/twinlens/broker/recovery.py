@@ -1,8 +1,8 @@
-"""Ending the transactions that dead members of the consumer group left open.
+"""Aborts the transactions that members of the consumer group left open when they died.
 
-A replica that dies in the middle of a transaction holds its successors back: the committed offset stays unstable, and
-`read_committed` readers of the outputs wait, until the broker aborts the transaction after its timeout. Initialising
-a producer under the dead one's transactional id aborts it at once (KIP-98, "fencing").
+A replica that dies in the middle of a transaction blocks its successors: the committed offset stays unstable, and
+`read_committed` readers of the outputs wait until the broker aborts the transaction after its timeout. A new producer
+that is initialised under the same transactional id aborts it at once (KIP-98, "fencing").
 """
 
 from __future__ import annotations
@@ -24,30 +24,32 @@ from twinlens.settings.kafka import KafkaSettings
 log = structlog.get_logger(__name__)
 
 RETRY_S = 0.5
-LATER_S = 3.0  #: beyond the session timeout
+LATER_S = 3.0  #: added to the session timeout
 
 T = TypeVar("T")
 
 
 def transactional_id(group: str, member: str, process: str) -> str:
-    """`<group>:<member>:<process>`; `member` is the static member's instance id or the replica's name, and `process`,
-    8 hexadecimal digits, tells apart processes that follow each other as the same member.
+    """`<group>:<member>:<process>`. `member` is the static member's instance id or the replica's name.
+
+    `process` is 8 hexadecimal digits. It differs between processes that are the same member one after the other.
     """
     return f"{group}:{member}:{process}"
 
 
 def member_of(transactional: str, group: str) -> str | None:
-    """The member that works under a transactional id; None where it is not one of `group`'s."""
+    """The member in a transactional id; None if the id does not belong to `group`."""
     found = re.fullmatch(re.escape(group) + r":([^:]+):[0-9a-f]{8}", transactional)
     return found.group(1) if found else None
 
 
 def left_open(open_ids: Iterable[str], living: Collection[str], *, group: str, own_id: str) -> list[str]:
-    """Those of the `open_ids` whose process is no member of `group` any more.
+    """The `open_ids` whose process is no longer a member of `group`.
 
-    `living` are the members, by instance id or client id, as they were after `open_ids` were. A living member is always
-    among them: it joined before it began a transaction. Where this member itself is not, nothing can be said, and
-    nobody is dead. A process that went by this member's name under another id than `own_id` was its predecessor.
+    `living` has the members' instance ids or client ids. It must be listed after `open_ids`: a member joins before it
+    begins a transaction, so `living` then has every live member with an open transaction. If this member itself is not
+    in `living`, nothing can be known, and the result is empty. An id with this member's name that is not `own_id`
+    belongs to an earlier process of this member, which has ended.
     """
     own = member_of(own_id, group)
     if own not in living:
@@ -61,9 +63,9 @@ def left_open(open_ids: Iterable[str], living: Collection[str], *, group: str, o
 
 
 class Recovery:
-    """Fences dead members when asked to. `run` is a thread's body; `ask` may be called from any thread.
+    """Fences members that have died, when asked to. `run` is a thread's body; any thread may call `ask`.
 
-    It is asked for whenever partitions were assigned: whoever had them before has given them up or left the group.
+    `ask` is called whenever partitions were assigned: their last owner has given them up or left the group.
     """
 
     def __init__(self, kafka: KafkaSettings, group: str, own_id: str) -> None:
@@ -74,7 +76,7 @@ class Recovery:
         self._stopping = threading.Event()
 
     def ask(self) -> None:
-        """Look for open transactions of dead members soon."""
+        """Ask the thread to look soon for open transactions of members that have died."""
         self._asked.set()
 
     def stop(self) -> None:
@@ -83,10 +85,10 @@ class Recovery:
         self._asked.set()
 
     def run(self) -> None:
-        """Until `stop`: wait to be asked, then fence; once more after a pause where Kafka would not answer.
+        """Until `stop`: wait to be asked, then fence. Tries again after a pause if Kafka does not answer.
 
-        And once more after a session timeout: who gave partitions up with a transaction open may have died since, and
-        then nobody is assigned anything. Raises AskUser when an ACL is missing.
+        Looks once more after a session timeout: a member that gave up its partitions with a transaction open may have
+        died in the meantime, and then no partitions are assigned, so nothing asks. Raises AskUser if an ACL is missing.
         """
         later_s: float | None = None
         while True:
@@ -98,7 +100,7 @@ class Recovery:
             try:
                 self.abort_left_open()
             except UnsupportedVersionError:
-                # Brokers before 3.0, and the embedded one: the broker's transaction timeout ends them instead.
+                # Brokers before 3.0 and the embedded broker: there the transaction timeout ends the transactions.
                 log.info("the broker lists no transactions; those of dead replicas end by their timeout")
                 return
             except KafkaError as error:
@@ -107,10 +109,10 @@ class Recovery:
                 self._stopping.wait(RETRY_S)
 
     def abort_left_open(self) -> list[str]:
-        """Abort the open transactions of members that have left; returns their transactional ids.
+        """Abort the open transactions of members that have left. Returns their transactional ids.
 
-        First the transactions are listed, only then the members, so that nobody who lives is fenced. A member
-        that was evicted and joins again within the milliseconds after that loses a window, which it reads again.
+        Lists the transactions first and the members after that, so that no live member is fenced. A member that was
+        evicted and joins again in the milliseconds after the listing loses one window, which it reads again.
         """
         admin = _reach(lambda: new_admin(self._kafka))
         try:
@@ -122,7 +124,7 @@ class Recovery:
             producer = _reach(partial(self._new_producer, each))
             try:
                 with naming_denials(self._kafka, "Write", transactional_id=each):
-                    producer.init_transactions()  # returns when the abort is written
+                    producer.init_transactions()  # returns after the abort is written
             finally:
                 close_producer(producer, timeout_s=1)
             log.warning("transaction of a dead replica aborted", transactional_id=each)
@@ -144,7 +146,7 @@ class Recovery:
 
 
 def _reach(make: Callable[[], T]) -> T:
-    """What a replica that runs already cannot reach for the moment, it tries again; at its start it was reached."""
+    """Make a client. AskUser becomes KafkaError, which is tried again: Kafka was reached when the replica started."""
     try:
         return make()
     except AskUser as error:

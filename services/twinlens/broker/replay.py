@@ -1,15 +1,18 @@
-"""Putting dead letters back on the input topic, each of them once.
+"""Puts dead letters back on the input topic, each of them once.
 
-The cursor is the committed offsets of a consumer group of its own, `<group_id>.dlq-replay`. The steps of a replay:
+The cursor says how far replays have come. It is kept as the committed offsets of a separate consumer group,
+`<group_id>.dlq-replay`. The steps of a replay:
 
-1. `init_transactions` under the fixed transactional id `<group_id>:dlq-replay`: the broker finishes or aborts what an
-   earlier replay left, and fences it (KIP-98). Of two replays at a time, only the one that came last can commit.
-2. Read the cursor, which nobody else can move any more. The consumer is `read_committed`, so the broker makes it wait
+1. `init_transactions` under the fixed transactional id `<group_id>:dlq-replay`. The broker finishes or aborts the
+   transaction that an earlier replay left open, and fences that replay (KIP-98). If two replays run at the same time,
+   only the later one can commit.
+2. Read the cursor. No other replay can move it any more. The consumer is `read_committed`, so the broker makes it wait
    for offsets whose transaction is being ended (KIP-447).
-3. For each poll: begin, send the chosen letters, send the offsets after all of them, wait until every record is
-   acknowledged, commit. Whatever fails or is interrupted in between, both happen or neither.
+3. For each poll: begin, send the chosen letters, send the offsets after all records of the poll that were looked at,
+   wait until every record is acknowledged, commit. If anything fails or is interrupted, letters and offsets are both
+   committed or neither is.
 
-Where to stop is fixed before the start: letters that the replay itself brings about are not replayed in the same run.
+The end is fixed before the start: letters that the replay itself causes are not replayed in the same run.
 """
 
 from __future__ import annotations
@@ -36,15 +39,15 @@ ACKNOWLEDGED_S = 60.0
 ABORT_S = 5.0
 
 _FENCED = (ProducerFencedError, InvalidProducerEpochError)
-Cursor = dict[TopicPartition, int]  #: the offset to go on from
+Cursor = dict[TopicPartition, int]  #: per partition, the offset to go on from
 
 
 class Outcome(msgspec.Struct, kw_only=True):
-    """What became of the letters that were looked at."""
+    """Counts of the records that were looked at."""
 
     replayed: Counter[str] = msgspec.field(default_factory=Counter)  #: by reason
-    passed_over: Counter[str] = msgspec.field(default_factory=Counter)  #: by reason: not among the chosen ones
-    cut: int = 0  #: chosen, but the end of the value is lost
+    passed_over: Counter[str] = msgspec.field(default_factory=Counter)  #: by reason: letters with a reason not chosen
+    cut: int = 0  #: letters not replayed because the end of their value is lost
     foreign: int = 0  #: records that are not letters of this application
 
     def add(self, other: Outcome) -> None:
@@ -55,7 +58,7 @@ class Outcome(msgspec.Struct, kw_only=True):
 
 
 class Batch(NamedTuple):
-    """Letters of one transaction, what became of their neighbours, and the offsets after all of them."""
+    """The letters of one transaction, the counts of all records looked at, and the offsets after these records."""
 
     letters: list[DeadLetter]
     outcome: Outcome
@@ -65,8 +68,9 @@ class Batch(NamedTuple):
 def batch_of(
     records: Iterable[Any], *, application: str, reasons: Collection[str] = (), room: int | None = None
 ) -> Batch:
-    """Choose among ConsumerRecords: letters of `application` whose reason is in `reasons` (none: any). Ends after
-    `room` chosen ones; later records are then neither counted nor before the cursor. Pure.
+    """Choose letters of `application` whose reason is in `reasons` (empty: any) from ConsumerRecords. Pure.
+
+    Stops after `room` chosen letters. Later records are not counted, and the cursor does not pass them.
     """
     batch = Batch([], Outcome(), {})
     for record in records:
@@ -87,9 +91,9 @@ def batch_of(
 
 
 class Replay:
-    """The letters from the cursor (or from the first one) to where the dead-letter topic ended when this was made.
+    """Replays letters from the cursor (or the beginning) to the end that the topic had when this object was made.
 
-    `outcome` tells of the committed transactions, at any time.
+    `outcome` has the counts of the transactions committed so far.
     """
 
     def __init__(
@@ -114,7 +118,7 @@ class Replay:
             )
 
     def plan(self) -> Outcome:
-        """What `run` would do now. Changes nothing."""
+        """Count what `run` would do now. Changes nothing."""
         outcome = Outcome()
         with asking_user(self._settings.kafka, "Read", group=self._group), closing(self._new_consumer()) as consumer:
             self._start(consumer)
@@ -125,10 +129,10 @@ class Replay:
         return outcome
 
     def run(self, progress: Callable[[int], None]) -> None:
-        """Replay. `progress` is told how many letters are replayed so far, after every transaction.
+        """Replay. After every transaction, calls `progress` with the number of letters replayed so far.
 
-        Raises AskUser where another replay has taken over, and where Kafka refuses a letter; an interruption aborts the
-        open transaction. What was committed stays, and the next replay goes on from there.
+        Raises AskUser if another replay has taken over or Kafka refuses a letter. An interruption aborts the open
+        transaction. Committed transactions stay, and the next replay goes on after them.
         """
         with (
             asking_user(self._settings.kafka, "Write", group=self._group, transactional_id=self._transactional_id),
@@ -155,14 +159,16 @@ class Replay:
         )
 
     def _start(self, consumer: KafkaConsumer) -> Cursor:
-        """Set the consumer to where to begin, in all partitions: so that a replay from the beginning which is
-        interrupted goes on from there in those it has not come to.
+        """Set the start position of every partition and return all of them.
+
+        They are all committed with the first transaction. So if a replay from the beginning is interrupted, the next
+        replay starts at the beginning of the partitions that this one did not reach.
         """
         consumer.assign(list(self._ends))
         if self._from_beginning:
             consumer.seek_to_beginning()
         start = {partition: consumer.position(partition) for partition in self._ends}
-        # Not the ends of before: another replay may have gone on to later letters since then.
+        # Ask for the ends again: another replay may have reached later letters since `__init__`.
         for partition, end in consumer.end_offsets(list(self._ends)).items():
             if start[partition] > end:
                 raise AskUser(
@@ -198,7 +204,7 @@ class Replay:
             close_producer(producer, timeout_s=5)
 
     def _publish(self, producer: KafkaProducer, letters: list[DeadLetter], cursor: Cursor) -> None:
-        """One transaction: the letters, and the cursor behind them."""
+        """Publish the letters and the cursor in one transaction."""
         try:
             producer.begin_transaction()
             partitions = producer.partitions_for(self._settings.topics.input)
@@ -207,10 +213,10 @@ class Replay:
                 {partition: OffsetAndMetadata(offset, "", -1) for partition, offset in cursor.items()}, self._group
             )
             producer.flush(timeout=ACKNOWLEDGED_S)
-            for future in futures:  # kafka-python would commit without a record whose delivery has timed out
+            for future in futures:  # otherwise kafka-python would commit without a record that timed out
                 future.get(timeout=ACKNOWLEDGED_S)
             producer.commit_transaction()
-        except BaseException as error:  # an interruption, too
+        except BaseException as error:  # also an interruption
             _abort(producer)
             if isinstance(error, KafkaError) and not isinstance(error, AuthorizationError):
                 raise self._explained(error) from error
@@ -218,8 +224,8 @@ class Replay:
 
     def _send(self, producer: KafkaProducer, letter: DeadLetter, partitions: Collection[int]) -> Any:
         topic, number = self._settings.topics.input, letter.source.partition
-        partition = number if number in partitions else None  # None: by the key
-        value = b"" if letter.value is None and letter.key is None else letter.value  # Kafka takes no record of nothing
+        partition = number if number in partitions else None  # None: chosen by the key
+        value = b"" if letter.value is None and letter.key is None else letter.value  # a record needs a key or a value
         origin = (REPLAYED_FROM, f"{letter.topic}/{letter.at}".encode())
         try:
             return producer.send(topic, value, letter.key, [*letter.headers, origin], partition)
@@ -239,12 +245,14 @@ class Replay:
 
 
 def _abort(producer: KafkaProducer) -> None:
-    """Abort the open transaction, which holds readers of the input topic back. kafka-python would wait without end
-    where no broker answers; what stays open then, the next replay or the broker's timeout ends.
+    """Abort the open transaction, because it blocks readers of the input topic. Waits `ABORT_S` at most.
+
+    Without a limit kafka-python would wait forever if no broker answers. A transaction that stays open is ended by the
+    next replay or by the broker's timeout.
     """
 
     def abort() -> None:
-        with suppress(KafkaError):  # fenced, or the end is already asked for: it is the broker's to decide
+        with suppress(KafkaError):  # fenced, or the end was already requested: the broker decides
             producer.abort_transaction()
 
     aborting = threading.Thread(target=abort, name="twinlens-abort", daemon=True)

@@ -1,4 +1,4 @@
-"""The snapshots topic: one partition, compacted; of each application, which is the key, only the last record counts."""
+"""The snapshots topic: one partition, compacted. The key is the application; only its last record counts."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from twinlens.settings import Settings
 from twinlens.window.item import Headers
 
 PARTITION = 0
-READ_TIMEOUT_S = 30.0  #: without a record for this long reading is given up
+READ_TIMEOUT_S = 30.0  #: reading is given up after this long without a record
 WRITE_TIMEOUT_S = 10.0
-STEP = 4  #: how much farther back each look for the last record goes than the one before
+STEP = 4  #: each look for the last record covers more offsets than the one before, by this factor
 
 
 def read_last(settings: Settings) -> bytes | None:
-    """Value of the application's last record; None where there is none.
+    """The value of the application's last record; None if there is none.
 
-    Looks for it from the end backwards: a topic that has not been compacted yet may hold thousands. Raises KafkaError,
-    and AskUser when there is no such topic: what cannot be read must not be taken for what is not there.
+    Looks backwards from the end, because a topic that is not compacted yet may hold thousands of records. Raises
+    KafkaError if the topic cannot be read, and AskUser if it is missing: None always means that there is no record.
     """
     partition = TopicPartition(settings.topics.snapshots, PARTITION)
     consumer: KafkaConsumer = new_consumer(settings.kafka, auto_offset_reset="earliest")
@@ -51,16 +51,16 @@ def read_last(settings: Settings) -> bytes | None:
 
 
 class SnapshotWriter:
-    """Appends to the snapshots topic. Owns a producer, and makes another one after a failure; not thread-safe."""
+    """Appends to the snapshots topic. Owns a producer and makes a new one after a failure. Not thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._producer: KafkaProducer | None = None
 
     def write(self, value: bytes, headers: Headers) -> None:
-        """Append the application's next record and wait, up to `WRITE_TIMEOUT_S` twice, until all replicas have it.
+        """Append the application's next record and wait until all replicas have it, up to twice `WRITE_TIMEOUT_S`.
 
-        Raises KafkaError, where it may have been written all the same, or AskUser, also where it is too large.
+        Raises KafkaError: the record may have been written even then. Raises AskUser, also if the record is too large.
         """
         with naming_denials(self._settings.kafka, "Write"):
             self._write(value, headers)
@@ -76,7 +76,7 @@ class SnapshotWriter:
                 f"A snapshot is too large: raise kafka.max_request_bytes, and max.message.bytes of {topic} with it."
             ) from None
         except KafkaError:
-            self.close()  # with what it may hold: the next snapshot is a newer one
+            self.close()  # drops what it has not sent yet: the next snapshot is newer
             raise
 
     def close(self) -> None:
@@ -91,7 +91,7 @@ def _key(settings: Settings) -> bytes:
 
 
 def _between(consumer: KafkaConsumer, partition: TopicPartition, start: int, end: int) -> Iterator[Any]:
-    """Records from offset `start` on and before `end`, as far as compaction has left them."""
+    """The records from offset `start` up to, not including, `end`. Compaction may have removed some of them."""
     consumer.seek(partition, start)
     for records in polls_until(consumer, {partition: end}, silence_s=READ_TIMEOUT_S):
         yield from (record for record in records if record.offset < end)

@@ -1,4 +1,4 @@
-"""TLS: certificates that can be used, and what TLS said of a connection that failed."""
+"""TLS: checks of the certificate files, and the TLS error behind a failed connection."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BROKEN_OFF = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)  #: 
 
 
 def tls_error(error: Exception) -> ssl.SSLError | None:
-    """What TLS said, where it said anything, of a connection that failed."""
+    """The TLS error that made a connection fail, or None if the reason was another one."""
     for cause in (*error.args, error.__context__):
         if isinstance(cause, ssl.SSLError) and not isinstance(cause, BROKEN_OFF):
             return cause
@@ -19,7 +19,7 @@ def tls_error(error: Exception) -> ssl.SSLError | None:
 
 
 def check_certificates(kafka: KafkaSettings) -> None:
-    """AskUser when a file of `kafka.ssl_*` cannot be used. kafka-python reads them anew for every connection."""
+    """Raise AskUser if a file of `kafka.ssl_*` cannot be used. kafka-python reads them again for every connection."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if kafka.ssl_cafile:
         try:

@@ -1,6 +1,4 @@
-"""Creating, describing and checking the topics. Outputs are co-partitioned with the input; snapshots need no more than
-one partition.
-"""
+"""Creates, describes and checks the topics. Outputs are co-partitioned with the input; snapshots need one partition."""
 
 from __future__ import annotations
 
@@ -18,22 +16,22 @@ from twinlens.settings import Settings
 from twinlens.settings.kafka import KafkaSettings
 
 DAY_MS = 24 * 60 * 60 * 1000
-SEGMENT_BYTES = 16 * 1024 * 1024  #: of the snapshots topic
+SEGMENT_BYTES = 16 * 1024 * 1024  #: segment size of the snapshots topic
 LARGEST_SEGMENT_BYTES = 2**31 - 1  #: `segment.bytes` is an int32
 
 
 @dataclass(frozen=True)
 class TopicState:
-    """What the broker says of one topic; `partitions` is 0 when it does not exist."""
+    """What the broker says about one topic. `partitions` is 0 if it does not exist."""
 
     name: str
     partitions: int
     replication: int
-    allowed: frozenset[str] | None = None  #: what this user may do, in capitals; None where the broker does not say
+    allowed: frozenset[str] | None = None  #: operations this user may do, in capitals; None if not known
 
 
 def describe(admin: KafkaAdminClient, settings: Settings) -> list[TopicState]:
-    """The input topic, then the outputs, then the snapshots, as they are now. AskUser where one may not be seen."""
+    """The current state of input, outputs and snapshots, in this order. Raises AskUser if this user may not see one."""
     states = _describe(admin, _names(settings))
     _check_allowed(settings.kafka, states)
     return states
@@ -44,7 +42,7 @@ def _names(settings: Settings) -> list[str]:
 
 
 def _describe(admin: KafkaAdminClient, names: list[str]) -> list[TopicState]:
-    # By name: a list of all topics leaves those out that this user may not see.
+    # Ask by name: a list of all topics leaves out those that this user may not see.
     found = {topic["name"]: topic for topic in admin.describe_topics(names)}
     states = []
     for name in names:
@@ -60,7 +58,7 @@ def _describe(admin: KafkaAdminClient, names: list[str]) -> list[TopicState]:
 def _check_allowed(
     kafka: KafkaSettings, states: list[TopicState], *, read: Collection[str] = (), write: Collection[str] = ()
 ) -> None:
-    """AskUser with everything that this user lacks: to read, to write, or at least to see these topics."""
+    """Raise AskUser with all missing rights to these topics: to read `read`, write `write` and see the others."""
     lacking = {"Read": read, "Write": write, "Describe": {state.name for state in states} - {*read, *write}}
     allowed = {state.name: state.allowed for state in states if state.allowed is not None}
     denied = {
@@ -72,7 +70,7 @@ def _check_allowed(
 
 
 def create(settings: Settings, partitions: int, replication: int) -> list[str]:
-    """Create the topics that are missing; returns their names. Outputs get as many partitions as the input has."""
+    """Create the missing topics and return their names. Outputs get as many partitions as the input has."""
     admin = new_admin(settings.kafka)
     try:
         with asking_user(settings.kafka):
@@ -93,7 +91,7 @@ def create(settings: Settings, partitions: int, replication: int) -> list[str]:
                 try:
                     admin.create_topics(missing)
                 except TopicAlreadyExistsError:
-                    pass  # somebody else was a moment faster
+                    pass  # somebody else created them in the meantime
                 except TopicAuthorizationFailedError:
                     raise TopicAuthorizationFailedError({topic.name for topic in missing}) from None
                 except AuthorizationError:
@@ -107,8 +105,10 @@ def create(settings: Settings, partitions: int, replication: int) -> list[str]:
 
 
 def check(settings: Settings, *, read: Collection[str] = (), write: Collection[str] = ()) -> int:
-    """The number of partitions. AskUser when a topic is missing or an output not co-partitioned with the input, or when
-    this user may not read those of `read` or write those of `write`.
+    """Check the topics and return the number of partitions.
+
+    Raises AskUser if a topic is missing, if an output is not co-partitioned with the input, or if this user may not
+    read the topics in `read` or write those in `write`.
     """
     admin = new_admin(settings.kafka)
     try:
@@ -130,7 +130,7 @@ def check(settings: Settings, *, read: Collection[str] = (), write: Collection[s
 
 
 def check_allowed(kafka: KafkaSettings, topic: str, operation: Literal["Read", "Write"]) -> None:
-    """AskUser when there is no such topic, or this user may not do that with it."""
+    """Raise AskUser if the topic does not exist or this user may not do `operation` on it."""
     admin = new_admin(kafka)
     try:
         with asking_user(kafka):
@@ -143,9 +143,9 @@ def check_allowed(kafka: KafkaSettings, topic: str, operation: Literal["Read", "
 
 
 def topic_id(kafka: KafkaSettings, topic: str) -> str:
-    """The identity of a topic (KIP-516), which another one of the same name does not have. AskUser without the topic.
+    """The topic's id (KIP-516). A later topic with the same name has another id.
 
-    Brokers before Apache Kafka 2.8 give all topics the same one.
+    Brokers before Apache Kafka 2.8 give the same id for all topics. Raises AskUser if the topic is missing.
     """
     admin = new_admin(kafka)
     try:
@@ -159,15 +159,15 @@ def topic_id(kafka: KafkaSettings, topic: str) -> str:
 
 
 def missing_topics(*names: str) -> AskUser:
-    """The error to raise where these topics do not exist."""
+    """The error to raise if these topics do not exist."""
     return AskUser(f"Missing topics: {', '.join(names)}. Create them with `twinlens topics create`, or name others.")
 
 
 def _config(settings: Settings, name: str) -> dict[str, str]:
-    """Room for the largest record; a week of everything, a month of what people come back for.
+    """Topic settings: room for the largest record; retention of a week, or a month for topics that people read later.
 
-    Of the snapshots only the last one of each application counts. Compaction leaves the segment alone that is being
-    written, hence small ones.
+    The snapshots topic is compacted, because only the last snapshot of each application counts. Its segments are small,
+    because compaction skips the segment that is being written.
     """
     largest = settings.kafka.max_request_bytes
     if name == settings.topics.snapshots:

@@ -1,4 +1,4 @@
-"""Every setting, in one typed tree; `tree.py` has it, `kafka.py` its section on the cluster."""
+"""All settings in one typed tree. `tree.py` has the tree, `kafka.py` its section `kafka`."""
 
 from twinlens.settings.kafka import SECRETS, KafkaSettings
 from twinlens.settings.tree import (

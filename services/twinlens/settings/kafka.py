@@ -1,4 +1,4 @@
-"""The section `kafka` of the settings tree: how to reach the cluster, and with which credentials."""
+"""The section `kafka` of the settings tree: the addresses of the cluster and the credentials for it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-HTTP_LOOPBACK = [("http", host) for host in ("127.0.0.1", "::1", "localhost")]  #: a sidecar, or a test
+HTTP_LOOPBACK = [("http", host) for host in ("127.0.0.1", "::1", "localhost")]  #: for a sidecar or a test
 
 
 class Section(BaseModel):
-    """A branch of the tree: unknown names are errors, values do not change."""
+    """A section of the tree. Unknown names are errors, and values cannot be changed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class KafkaSettings(Section):
-    """How to reach the cluster and how to behave as a member of the consumer group."""
+    """Settings for the connection to the cluster and for the membership in the consumer group."""
 
     bootstrap_servers: str = "127.0.0.1:9092"
     group_id: str | None = None
@@ -72,7 +72,7 @@ class KafkaSettings(Section):
         return self
 
     def _needed(self) -> tuple[str, ...]:
-        """Settings without which the mechanism cannot work."""
+        """The settings that the SASL mechanism needs."""
         if self.sasl_mechanism != "OAUTHBEARER":
             return ("sasl_username", "sasl_password")
         if self.sasl_oauth_token_file is not None:
@@ -80,5 +80,5 @@ class KafkaSettings(Section):
         return ("sasl_oauth_token_url", "sasl_oauth_client_id", "sasl_oauth_client_secret")
 
 
-#: Settings that are secret.
+#: Names of the secret settings.
 SECRETS = tuple(name for name, field in KafkaSettings.model_fields.items() if SecretStr in get_args(field.annotation))

@@ -1,4 +1,4 @@
-"""Settings from a folder of mounted secrets: one file per setting, named like its variable."""
+"""Settings from a folder of mounted secrets: one file per setting, with the name of its environment variable."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 
 from pydantic_settings import BaseSettings, NestedSecretsSettingsSource, SettingsError
 
-SECRETS_DIR = "TWINLENS_SECRETS_DIR"  #: the variable that names the folder
+SECRETS_DIR = "TWINLENS_SECRETS_DIR"  #: the environment variable with the path of the folder
 
 
 class SecretFiles(NestedSecretsSettingsSource):
-    """What Kubernetes and Docker mount. Files of other names are left alone; SettingsError without the folder."""
+    """Reads secrets that Kubernetes or Docker mount; ignores other files. Raises SettingsError without the folder."""
 
     def __init__(self, settings_cls: type[BaseSettings], prefix: str) -> None:
         super().__init__(
-            settings_cls,  # type: ignore[arg-type]  # it takes this, too
+            settings_cls,  # type: ignore[arg-type]  # it accepts a settings class too
             secrets_dir=os.environ.get(SECRETS_DIR) or None,
             secrets_dir_missing="error",
             env_prefix=prefix,
@@ -23,7 +23,7 @@ class SecretFiles(NestedSecretsSettingsSource):
 
     @classmethod
     def load_secrets(cls, path: Path) -> dict[str, str]:
-        """Contents by name, without the line end that editors add; spaces may be part of a password."""
+        """File contents by file name. Strips line ends, which editors add, but no spaces: a password may have some."""
         contents = {}
         for file in path.iterdir():
             if file.name.upper().startswith("TWINLENS_") and file.is_file():

@@ -1,9 +1,9 @@
-"""Every setting, in one typed tree. Only entry points (`cli`, `app.build`) read the environment.
+"""All settings in one typed tree. Only entry points (`cli`, `app.build`) read the environment.
 
-`Settings.load(args)` merges, later wins: defaults, `args` (the `args` of the Serve config file), files in the secrets
-folder, the environment. Variables and files are named `TWINLENS_` + the path with `__` between its parts:
-`TWINLENS_KAFKA__BOOTSTRAP_SERVERS=kafka:9092`. `docs/settings.md` describes each one; a test fails when one is missing
-there. Secrets stay in the process that read them: see `Settings.without_secrets`.
+`Settings.load(args)` merges four sources; a later one wins: defaults, `args` (the `args` of the Serve config file),
+files in the secrets folder, the environment. The name of a variable or file is `TWINLENS_` and the path of the setting
+with `__` between its parts: `TWINLENS_KAFKA__BOOTSTRAP_SERVERS=kafka:9092`. `docs/settings.md` describes each setting;
+a test fails if one is missing there. Secrets stay in the process that read them: see `Settings.without_secrets`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ OUTPUTS = ("logits", "predictions", "divergences", "comparisons", "dlq")
 
 
 class TopicSettings(Section):
-    """Names of the topics. Those that are not named are `<input>.logits` and so on."""
+    """Names of the topics. A topic without a name here is called `<input>.logits` and so on."""
 
     input: str = "tweets"
     logits: str = ""
@@ -70,12 +70,12 @@ class TopicSettings(Section):
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The five topics that replicas write, co-partitioned with the input. `snapshots` is the monitor's own."""
+        """The five topics that replicas write, co-partitioned with the input. Only the monitor writes `snapshots`."""
         return (self.logits, self.predictions, self.divergences, self.comparisons, self.dlq)
 
 
 class IntakeSettings(Section):
-    """How a record becomes a tweet, and how many may wait."""
+    """How a record becomes a tweet, and how many records may wait."""
 
     format: Literal["json", "text"] = "json"
     text_field: str = "text"
@@ -88,16 +88,16 @@ class IntakeSettings(Section):
 
 
 class BatchingSettings(Section):
-    """How windows are drawn. These may be changed on a running application through `user_config`."""
+    """How windows are drawn. A running application takes new values through `user_config`."""
 
     max_window_items: int = Field(512, ge=1)
     latency_objective_ms: float = Field(1_000.0, gt=0)
 
 
 class PathSettings(Section):
-    """What one path runs."""
+    """The model of one path and how the path runs it."""
 
-    model: str | None = None  #: hub id or local folder; the predict path runs the raw path's unless it names its own
+    model: str | None = None  #: hub id or local folder; if None, the predict path runs the raw path's model
     revision: str | None = None
     max_length: int | None = Field(None, ge=3)
     truncation: bool = True
@@ -128,7 +128,7 @@ class PredictSettings(PathSettings):
 
     @staticmethod
     def with_present_names(values: dict[str, Any]) -> dict[str, Any]:
-        """`values` with `mode: audited` and `audit_share` under the names that they have now; both stay valid."""
+        """`values` with the old `mode: audited` and `audit_share` renamed. The old names stay valid."""
         renamed = dict(values)
         if renamed.get("mode") == "audited":
             renamed["mode"] = "sampled"
@@ -165,7 +165,7 @@ class MonitorSettings(Section):
 
 
 class Settings(BaseSettings):
-    """The whole tree."""
+    """The whole tree of settings."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, protected_namespaces=()
@@ -210,9 +210,10 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls, args: dict[str, Any] | None = None) -> Self:
-        """Settings from `args`, the secrets folder and the environment; AskUser with one line per wrong value.
+        """Settings from `args`, the secrets folder and the environment.
 
-        AskUser also where `args` hold a secret: Ray shows them to whoever opens its dashboard.
+        Raises AskUser, which names every wrong setting. Raises AskUser also if `args` hold a secret, because Ray shows
+        `args` to anybody who opens its dashboard.
         """
         args = args or {}
         kafka = args.get("kafka")
@@ -226,11 +227,14 @@ class Settings(BaseSettings):
             return cls(**args)
 
     def without_secrets(self) -> Self:
-        """What may leave this process: Ray keeps the arguments of actors, and a restarted one would get old secrets."""
+        """A copy without secrets, which may leave this process.
+
+        Ray keeps the arguments of actors: a restarted actor would get old secrets.
+        """
         return self.model_copy(update={"kafka": self.kafka.model_copy(update=dict.fromkeys(SECRETS))})
 
     def with_secrets(self) -> Self:
-        """These settings with the secrets of this process's environment and secrets folder; AskUser where one lacks."""
+        """A copy with secrets of this process's environment and secrets folder. Raises AskUser if one is missing."""
         found = dict.fromkeys(SECRETS)
         with asking_user():
             for source in (SecretFiles(type(self), ENV_PREFIX), EnvSettingsSource(type(self))):
@@ -240,7 +244,7 @@ class Settings(BaseSettings):
 
     @property
     def group_id(self) -> str:
-        """Consumer group: `kafka.group_id`, or the application's name."""
+        """The consumer group: `kafka.group_id`, or the application's name if that is not set."""
         return self.kafka.group_id or self.application
 
     @property
@@ -256,7 +260,7 @@ class Settings(BaseSettings):
 
 
 def own_variables(names: Iterable[str]) -> list[str]:
-    """Those of the environment's `names` that `Settings.load` reads."""
+    """The environment variables among `names` that `Settings.load` reads."""
     firsts = {f"{ENV_PREFIX}{field.upper()}" for field in Settings.model_fields}
     return [name for name in names if name.upper().split("__")[0] in firsts or name == SECRETS_DIR]
 
@@ -267,7 +271,7 @@ def _variable(name: str) -> str:
 
 @contextmanager
 def asking_user() -> Iterator[None]:
-    """Turn what is wrong with the settings into AskUser, in one line that quotes no value."""
+    """Turn errors in the settings into AskUser. Its text is one line and quotes no value."""
     try:
         yield
     except SettingsError as error:

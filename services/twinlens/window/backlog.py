@@ -1,8 +1,9 @@
-"""What waits between intake and the model, and the window drawn from it. Pure but for one lock.
+"""The queues of records between intake and the model, and the windows drawn from them. Pure except for one lock.
 
-A window is the unit of commit: records in hand, contiguous per partition. Each partition has an epoch that grows
-whenever its records in hand become worthless (the partition was revoked, or a window was aborted and its records will
-be read again). A window remembers the epochs of its records; it may be committed only while they are still current.
+A window is the unit of commit. Its records are contiguous per partition. "In hand" are the records that wait and those
+of windows under way. Each partition has an epoch. It grows when the partition's records in hand become invalid: the
+partition was revoked, or a window was aborted and its records will be read again. A window keeps the epochs of its
+records and may be committed only while all of them are current.
 """
 
 from __future__ import annotations
@@ -15,26 +16,26 @@ from typing import NamedTuple
 from twinlens.window.item import Item, Partition
 from twinlens.window.window import Dispatch, Window
 
-WINDOWS_UNDER_WAY = 2  #: being published; being computed, or waiting to be published
+WINDOWS_UNDER_WAY = 2  #: one is being published, the other is being computed or waits to be published
 
 
 class Abandoned(NamedTuple):
-    """What became of a partition of a window that will not be committed."""
+    """One partition of a window that will not be committed: where to read it again."""
 
-    first_offset: int | None  #: of the window; None: not known
-    epoch: int  #: the new one, under which it is to be read again
+    first_offset: int | None  #: the partition's first offset in the window; None if not known
+    epoch: int  #: the new epoch, under which the partition is read again
 
 
 class Backlog:
-    """Bounded queue per partition between the intake thread and the compute thread.
+    """One bounded queue per partition, between the intake thread and the compute thread.
 
-    `fill` is called by intake, `candidates` and `draw` by compute, `invalidate` by intake on revocation or re-read. How
-    many of the candidates to draw is decided outside, without the lock. Candidates come in whole runs from the
-    partition with the oldest record first, so that no partition starves.
+    Intake calls `fill`, and `invalidate` when partitions are revoked or read again. Compute calls `candidates` and
+    `draw`. The caller decides without the lock how many candidates to draw. Candidates are taken partition by
+    partition. The partition with the oldest record comes first, so no partition starves.
 
-    `max_items` bounds what waits, `max_bytes` all that is in hand: what waits and the windows under way. The
-    windows under way share half of the bytes, so that large records never stop the flow; a record that is larger than
-    a window's share goes alone.
+    `max_items` limits the records that wait. `max_bytes` limits the memory of all records in hand. Half of `max_bytes`
+    is shared by the windows under way, so large records never stop the flow. A record that is larger than one window's
+    share gets a window of its own.
     """
 
     def __init__(self, max_items: int, max_bytes: int) -> None:
@@ -44,8 +45,8 @@ class Backlog:
         self._queues: dict[Partition, deque[Item]] = {}
         self._epochs: dict[Partition, int] = {}
         self._in_flight: dict[Partition, int] = {}
-        self._items = 0  # that wait
-        self._bytes = 0  # that wait, and of windows under way
+        self._items = 0  # waiting
+        self._bytes = 0  # waiting, and in windows under way
         self._drawn = 0
         self._number = 0
         self._closed = False
@@ -63,23 +64,23 @@ class Backlog:
 
     @property
     def size_bytes(self) -> int:
-        """Memory of what waits and of the windows under way."""
+        """Memory of the records that wait and of the windows under way."""
         return self._bytes
 
     @property
     def unfinished(self) -> int:
-        """Items that wait, and those of windows under way."""
+        """Number of items that wait or are in windows under way."""
         return self._items + self._drawn
 
     def in_flight(self, partition: Partition) -> int:
-        """Windows under way that hold records of `partition`, of whatever epoch."""
+        """Number of windows under way that hold records of `partition`, of any epoch."""
         return self._in_flight.get(partition, 0)
 
     def epoch(self, partition: Partition) -> int:
         return self._epochs.get(partition, 0)
 
     def fill(self, partition: Partition, epoch: int, items: Iterable[Item]) -> None:
-        """Append items read under `epoch`; they are dropped where the epoch has passed."""
+        """Append items that were read under `epoch`. Drops them if the partition has a newer epoch."""
         with self._changed:
             if epoch != self.epoch(partition):
                 return
@@ -91,16 +92,16 @@ class Backlog:
             self._changed.notify_all()
 
     def invalidate(self, partitions: Iterable[Partition]) -> None:
-        """Forget what is in hand of `partitions`; windows that hold some of it can no longer be committed."""
+        """Drop the waiting records of `partitions`. Windows with records of them can no longer be committed."""
         with self._changed:
             for partition in partitions:
                 self._epochs[partition] = self.epoch(partition) + 1
                 self._discard(partition)
 
     def release(self, partitions: Iterable[Partition], budget_s: float) -> bool:
-        """Give `partitions` up: drop what waits, let windows under way finish for up to `budget_s`, then invalidate.
+        """Give up `partitions`: drop what waits, wait up to `budget_s` for windows under way, then invalidate.
 
-        Returns whether all of them finished.
+        Returns whether all these windows finished.
         """
         released = list(partitions)
         with self._changed:
@@ -120,11 +121,10 @@ class Backlog:
             self._changed.notify_all()
 
     def abandon(self, window: Window) -> dict[Partition, Abandoned]:
-        """The window will not be committed: invalidate what is still current of it.
+        """Give up a window that will not be committed: invalidate its partitions that are still current.
 
-        Returns where to read again, for each partition that was still current. Partitions
-        with a newer epoch are left alone: they were revoked, or are being read again already, and what was drawn
-        since then is good.
+        Returns where to read each of these partitions again. Does not touch partitions that have a newer epoch: they
+        were revoked or are being read again already, and records drawn under that epoch are valid.
         """
         with self._changed:
             still = [p for p, epoch in window.epochs.items() if self.epoch(p) == epoch]
@@ -138,23 +138,23 @@ class Backlog:
             return abandoned
 
     def current(self, window: Window) -> bool:
-        """Whether every record of the window is still this replica's to commit."""
+        """Whether this replica may still commit every record of the window."""
         return all(self.epoch(partition) == epoch for partition, epoch in window.epochs.items())
 
     def candidates(self, max_items: int, timeout_s: float) -> list[Item]:
-        """Up to `max_items` items that the next window may hold, oldest first; at least one, if any waits.
+        """Up to `max_items` items for the next window, oldest first; at least one if any record waits.
 
-        Returns as soon as there are some, empty after `timeout_s` without a record, at once when closed. The items stay
-        in the backlog: `draw` takes those that are to make the window.
+        Returns as soon as there are some; an empty list after `timeout_s` without a record. Returns at once when
+        closed. The items stay in the backlog until `draw` takes them.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._items > 0 or self._closed, timeout_s)
             return self._candidates(max_items)
 
     def draw(self, chosen: Sequence[Item], dispatch: Dispatch) -> Window | None:
-        """A window of the `chosen` ones, the first of `candidates`; without those that were invalidated since then.
+        """A window of the `chosen` items, which are the first ones of `candidates`. None if no item is left.
 
-        None where none is left. Every window must come back through `finish`, which gives its bytes free.
+        Leaves out items that were invalidated in the meantime. Call `finish` for every window: it frees the bytes.
         """
         with self._changed:
             items = [item for item in chosen if self._take(item)]
@@ -169,18 +169,18 @@ class Backlog:
             return window
 
     def await_draw(self, timeout_s: float) -> None:
-        """Return as soon as nothing waits, or when closed, or after `timeout_s`."""
+        """Return as soon as no record waits, or when closed, or after `timeout_s`."""
         with self._changed:
             self._changed.wait_for(lambda: self._items == 0 or self._closed, timeout_s)
 
     def close(self) -> None:
-        """Let `candidates` return at once from now on when nothing waits."""
+        """From now on `candidates` returns at once, even if no record waits."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def _take(self, item: Item) -> bool:
-        """Take the item from the head of its queue; whether it is still there."""
+        """Take the item from the head of its queue. Returns whether it was still there."""
         queue = self._queues.get(item.source)
         if not queue or queue[0] is not item:
             return False
@@ -194,7 +194,7 @@ class Backlog:
             self._bytes -= item.size_bytes
 
     def _candidates(self, max_items: int) -> list[Item]:
-        """Waiting items that fit into a window: partition by partition, the one with the oldest record first."""
+        """Waiting items that fit into one window, by partition. The partition with the oldest record comes first."""
         candidates: list[Item] = []
         size_bytes = 0
         for queue in sorted(filter(None, self._queues.values()), key=lambda queue: queue[0].timestamp_ms):

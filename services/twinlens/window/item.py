@@ -1,4 +1,4 @@
-"""A record on its way: as it came in (`Item`), and as it goes out (`OutgoingRecord`)."""
+"""A record as it came in (`Item`) and as it goes out (`OutgoingRecord`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Partition = tuple[str, int]  #: topic and partition number
 
 @dataclass(slots=True, eq=False)
 class Item:
-    """One record on its way: a tweet with its tokens, or a refusal that keeps the original bytes."""
+    """One input record: a tweet with its tokens, or a refused record with its original bytes."""
 
     topic: str
     partition: int
@@ -22,7 +22,7 @@ class Item:
     timestamp_ms: int
     key: bytes | None = field(repr=False)
     headers: Headers = field(repr=False)
-    size_bytes: int  #: memory it takes while it is in hand
+    size_bytes: int  #: memory that it takes while it is in hand
     id: str = ""
     text: Text = field(default_factory=Text, repr=False)
     value: bytes | None = field(default=None, repr=False)  #: kept for refused records only
@@ -34,7 +34,7 @@ class Item:
 
 
 class OutgoingRecord(NamedTuple):
-    """One record to publish. It has a key or a value."""
+    """One record to publish. At least one of key and value is not None."""
 
     topic: str
     partition: int

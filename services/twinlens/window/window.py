@@ -1,4 +1,4 @@
-"""The window, the unit of commit: records in hand, contiguous per partition, and the decision to draw it."""
+"""The window, which is the unit of commit, and the decision to draw it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from twinlens.window.item import Item, Partition
 class Reason(StrEnum):
     """Why a window has the size that it has."""
 
-    DRAINED = "drained"  #: all that waited
-    FULL = "full"  #: as much as a window holds, in records or bytes
-    DEADLINE = "deadline"  #: as many as end within the latency objective of the oldest
-    BEHIND = "behind"  #: too few would end in time to be worth a window: as much as it holds, for the best throughput
+    DRAINED = "drained"  #: it has all records that waited
+    FULL = "full"  #: it has as many records or bytes as a window can hold
+    DEADLINE = "deadline"  #: it has as many as finish within the latency objective of the oldest record
+    #: Too few would finish in time to be worth a window, so it has as many as it can hold, for the best throughput.
+    BEHIND = "behind"
 
 
 @dataclass(frozen=True)
@@ -22,16 +23,16 @@ class Dispatch:
     """The decision to draw a window."""
 
     reason: Reason
-    queue_delay_s: float  #: of the oldest record, from its timestamp to this decision
-    predicted_s: float  #: to compute it, by the cost model: both paths, times `overhead`
-    overhead: float  #: what windows took of late, relative to the cost model's bare passes
-    publish_reserve_s: float  #: set aside of the latency objective for committing the window
-    relative_error: float  #: of predictions of whole windows, lately
+    queue_delay_s: float  #: of the oldest record: from its timestamp to this decision
+    predicted_s: float  #: seconds to compute it: the cost model's prediction for both paths, times `overhead`
+    overhead: float  #: seconds that recent windows took, divided by the cost model's for passes without padding
+    publish_reserve_s: float  #: part of the latency objective that is kept for committing the window
+    relative_error: float  #: of recent predictions of whole windows
 
 
 @dataclass(slots=True)
 class Window:
-    """Items in the order of their partitions' offsets, with the epochs under which they were read."""
+    """Items, in the order of offsets within each partition, and the epochs under which they were read."""
 
     number: int
     items: list[Item]
@@ -48,5 +49,5 @@ class Window:
 
     @property
     def next_offsets(self) -> dict[Partition, int]:
-        """What to commit: per partition, the offset after the last item."""
+        """The offsets to commit: for each partition, the one after its last item."""
         return {item.source: item.offset + 1 for item in self.items}
