@@ -127,19 +127,19 @@ def test_a_client_that_cannot_be_made_leaves_a_thread() -> None:
     )
 
 
-def open_tls_sockets() -> int:
-    return sum(type(each) is ssl.SSLSocket and each.fileno() >= 0 for each in gc.get_objects())
+def open_tls_sockets() -> list[ssl.SSLSocket]:
+    return [each for each in gc.get_objects() if type(each) is ssl.SSLSocket and each.fileno() >= 0]
 
 
 def test_a_socket_whose_handshake_fails_is_left_to_the_garbage_collector() -> None:
-    before = open_tls_sockets()
+    before = open_tls_sockets()  # what other tests have left
     with speaking_no_tls() as port:
         doomed = Doomed(port, security_protocol="SSL")
         with closing(doomed), pytest.raises(KafkaTimeoutError) as caught:
             doomed.make()
-        left = open_tls_sockets() - before
+        left = [each for each in open_tls_sockets() if each not in before]
     assert caught.value  # holds on to what the client has left
-    assert left > 0, no_longer(
+    assert left, no_longer(
         "leaves a socket open after a failed handshake",
         "remove what closes it in `_build_transport` of broker/repairs/connections.py",
     )

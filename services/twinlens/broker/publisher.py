@@ -1,6 +1,6 @@
 """Publishes a window's outputs and its source offsets, in one Kafka transaction for exactly-once delivery.
 
-Four of its parts repair kafka-python: the table in `broker.repairs` names them, their defects and tests.
+Some of its parts repair kafka-python: the table in `broker.repairs` names them, their defects and tests.
 """
 
 from __future__ import annotations
