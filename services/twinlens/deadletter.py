@@ -49,8 +49,9 @@ def own_headers(headers: Headers) -> Headers:
 
 
 def letter_of(record: Any) -> DeadLetter | None:
-    """A ConsumerRecord as a letter; None where its headers are not those of one. Of a header that is there twice, the
-    last one counts: it is the one that twinlens added. What somebody else has put there may be any bytes.
+    """A ConsumerRecord as a letter; None if its headers are not those of a letter.
+
+    If a header is there twice, the last one counts: twinlens added it. Other programs may have put any bytes there.
     """
     headers = [(name, value or b"") for name, value in record.headers]  # a null value is possible
     added = {name: value for name, value in headers if name.startswith(PREFIX)}
@@ -78,7 +79,7 @@ def letter_of(record: Any) -> DeadLetter | None:
 
 @dataclass(slots=True, kw_only=True)
 class Overview:
-    """What lies on a dead-letter topic, from one application's point of view."""
+    """What is on a dead-letter topic, as one application sees it."""
 
     reasons: Counter[str] = field(default_factory=Counter)  #: all its letters, by reason
     foreign: int = 0  #: records that are not its letters

@@ -7,7 +7,7 @@
     └── ReplaceReplica   this process cannot go on; fail the health check so that Ray Serve starts another
 
 Errors of libraries are translated where the library is called, or left alone: an unknown exception in a
-background thread ends that thread and thereby the replica (see `twinlens.threads`).
+background thread ends that thread, and so the replica (see `twinlens.threads`).
 """
 
 from __future__ import annotations
@@ -61,6 +61,6 @@ class ReplaceReplica(TwinlensError):
 
 
 def without_frames(error: E) -> E:
-    """For an error that is kept: its traceback and context would keep alive what the frames held, such as texts."""
+    """For an error that is kept. Its traceback and context would keep alive what the frames held, such as texts."""
     error.__traceback__ = error.__context__ = error.__cause__ = None
     return error

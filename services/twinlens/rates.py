@@ -23,7 +23,7 @@ class ServiceRate:
     198
     """
 
-    horizon_s: float = 30.0  #: work this long ago counts for a third
+    horizon_s: float = 30.0  #: work this long ago counts a third
     _records: float = field(default=0.0, init=False)
     _busy_s: float = field(default=0.0, init=False)
 
@@ -40,10 +40,10 @@ class ServiceRate:
 
 
 class ArrivalRate:
-    """Growth of partitions' ends over the last `horizon_s`.
+    """How fast the ends of partitions grew over the last `horizon_s`.
 
-    A plain mean, not an exponential one: it is 0 once nothing has come for that long, and a burst, which is in the lag
-    already, counts no more than its share.
+    A plain mean, not an exponential one. It is 0 when nothing has come for that long. A burst counts only for its share
+    of the time, since it is part of the lag already.
     """
 
     def __init__(self, horizon_s: float = 60.0) -> None:
@@ -51,7 +51,7 @@ class ArrivalRate:
         self._readings: deque[tuple[float, Mapping[Partition, int]]] = deque()
 
     def update(self, now_s: float, ends: Mapping[Partition, int]) -> dict[Partition, float]:
-        """Take a reading at `now_s`; records per second of each partition that has an earlier one."""
+        """Take a reading at `now_s`. Returns records per second of each partition that has an earlier reading."""
         self._readings.append((now_s, ends))
         while len(self._readings) > 1 and self._readings[1][0] <= now_s - self._horizon_s:
             self._readings.popleft()

@@ -29,7 +29,7 @@ ZERO_BUCKET = int(np.ceil(np.log(SMALLEST) / _LOG_GAMMA)) - 1
 def histogram(values: npt.ArrayLike) -> Histogram:
     """Sketch of `values` (any shape, finite, non-negative).
 
-    Raises ValueError for a negative or non-finite value: a delta or a latency that is one is a defect upstream.
+    Raises ValueError for a negative or non-finite value: a delta or a latency cannot be one.
     """
     array = np.asarray(values, dtype=np.float64).ravel()
     if array.size == 0:

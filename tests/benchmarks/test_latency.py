@@ -4,7 +4,7 @@ With the real model, and with a stub that sleeps instead, as a replica does that
 the system's own work, on cores that are not the model's.
 
 Capacity is what comes through of steady arrivals that are more than it: broker, producer and reader are on the same
-CPUs, and a backlog would spare them. It is measured anew before each load, since the machine's speed changes.
+CPUs, and a backlog would spare them. It is measured again before each load, since the machine's speed changes.
 
 TWINLENS_BENCH_LOAD_SECONDS (25) is how long each load is measured, TWINLENS_BENCH_PERCENTS (10,30,50,70,90,100,120)
 are the loads, TWINLENS_BENCH_STEP_SECONDS (10) is how long the burst of the step lasts. Settings may come from the

@@ -94,7 +94,7 @@ def measure(name: str, address: str, model: Path, lines: Iterable[bytes], sectio
     producer.close()
     with replica(tree) as process:
         assert process.stdin is not None
-        Path(f"/proc/{process.pid}/clear_refs").write_text("5")  # VmHWM starts anew: loading does not count
+        Path(f"/proc/{process.pid}/clear_refs").write_text("5")  # VmHWM starts again: loading does not count
         at_start = status(process.pid)["VmRSS"]
         start = time.monotonic()
         process.stdin.write("start\n")

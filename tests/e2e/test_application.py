@@ -120,7 +120,7 @@ class BreakableReplica(wiring.ReplicaDeployment.func_or_class):  # type: ignore[
         def broken(*_: Any) -> None:
             raise MemoryError("broken on purpose")
 
-        self._replica.parts.backlog.draw = broken
+        self._replica.parts.backlog.candidates = broken
 
 
 def breakable(settings: Settings, **options: Any) -> Any:

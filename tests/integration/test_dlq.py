@@ -252,15 +252,15 @@ def test_a_missing_topic_is_said(new_settings: NewSettings) -> None:
         assert "Missing topics: missing.dlq" in str(run(settings, *command).exception)
 
 
-def test_a_replayed_letter_is_a_tweet_once_its_cause_is_mended_and_a_letter_again_where_not(
+def test_a_replayed_letter_is_a_tweet_once_its_cause_is_fixed_and_a_letter_again_where_not(
     new_settings: NewSettings,
 ) -> None:
     strict = new_settings(partitions=1, intake={"max_text_chars": 20})
     long = json.dumps({"id": "long", "text": "more than twenty characters"}).encode()
     run_through(strict, produce(strict, [(b"k", long, [("h", b"v")]), (b"k", b"not json", [])]))
     Replay(strict).run(lambda _: None)
-    mended = strict.model_copy(update={"intake": Settings.load({}).intake})
-    found = run_through(mended, 4)
+    fixed = strict.model_copy(update={"intake": Settings.load({}).intake})
+    found = run_through(fixed, 4)
     (tweet,) = found["logits"]
     origin = ("twinlens.replayed_from", f"{strict.topics.dlq}/0/0".encode())
     assert (decode_logits(tweet.value).id, list(tweet.headers)) == ("long", [("h", b"v"), origin])
@@ -273,7 +273,7 @@ def test_a_replayed_letter_is_a_tweet_once_its_cause_is_mended_and_a_letter_agai
     ]
     names = [name for name, _ in found["dlq"][-1].headers]
     assert len(names) == len(set(names)), "the headers of the round before are gone"
-    report = audit(mended)
+    report = audit(fixed)
     assert (report.consumed, report.published, report.dead_lettered, report.clean) == (4, 1, 3, True)
 
 

@@ -24,25 +24,25 @@ def feed(settings: Settings, count: int) -> int:
 def test_a_replica_tells_its_lag_and_how_fast_it_is_once_it_is_behind(new_settings: Callable[..., Settings]) -> None:
     settings = new_settings(batching={"max_window_items": 16})
     with running_replica(settings) as replica:
-        told: list[ReplicaStats] = []
+        seen: list[ReplicaStats] = []
 
         def look() -> ReplicaStats:
             replica.check_health()
-            told.append(replica.autoscaling_stats())
-            return told[-1]
+            seen.append(replica.autoscaling_stats())
+            return seen[-1]
 
         wait_until(lambda: look().measured_partitions == 2, "both partitions are measured")
-        assert (told[-1].partitions, told[-1].lag_records, told[-1].service_records_per_s) == (2, 0, 0)
+        assert (seen[-1].partitions, seen[-1].lag_records, seen[-1].service_records_per_s) == (2, 0, 0)
         sent = feed(settings, 1)
         wait_until(lambda: committed(settings, replica) == sent, "the first record")
         assert look().service_records_per_s == 0  # one record at a time is no measure
         sent += feed(settings, 400)
         sent += feed(settings, 400)
         wait_until(lambda: look().lag_records == 0 and committed(settings, replica) == sent, "the burst is drained")
-    assert max(stats.lag_records for stats in told) > 16
-    assert max(stats.arrival_records_per_s for stats in told) > 0
-    assert told[-1].service_records_per_s > 0
-    assert replica.autoscaling_stats() == ReplicaStats(service_records_per_s=told[-1].service_records_per_s)
+    assert max(stats.lag_records for stats in seen) > 16
+    assert max(stats.arrival_records_per_s for stats in seen) > 0
+    assert seen[-1].service_records_per_s > 0
+    assert replica.autoscaling_stats() == ReplicaStats(service_records_per_s=seen[-1].service_records_per_s)
 
 
 def test_a_consumer_measures_what_is_ahead_of_it(

@@ -15,8 +15,8 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaConnectionError, KafkaTimeoutError, TopicAuthorizationFailedError
 from structlog.testing import capture_logs
 
+from tests.support.comparisons import comparison, without_alerts
 from tests.support.replicas import is_unwell, published, wait_until
-from tests.unit.test_divergence import comparison, without_alerts
 from twinlens.audit import read_topics
 from twinlens.broker import snapshot_topic, topics
 from twinlens.broker.client import new_admin, new_producer
@@ -126,7 +126,7 @@ def test_a_restart_has_the_same_counts_though_the_records_are_gone(new_kafka_set
         assert second.view(LATER).snapshot.records_read == 10
         wait_until(lambda: stored_positions(settings) == {0: 57, 1: 57}, "a snapshot beyond the marker")
 
-    # What retention removes before any monitor has read it cannot be counted, but it is told.
+    # What retention removes before any monitor has read it cannot be counted, but it is reported.
     publish(settings, windows(settings, 55, 3))
     delete(settings, {0: 60, 1: 57})
     for read in (3, 0):
@@ -288,7 +288,7 @@ def test_a_snapshot_that_is_too_large_is_told_and_the_counts_go_on(new_settings:
         for _ in range(2):
             with running(small) as monitor:
                 seen(monitor, len(noisy))
-                wait_until(lambda: "max_request_bytes" in (monitor.view(LATER).snapshot.error or ""), "it is told")
+                wait_until(lambda: "max_request_bytes" in (monitor.view(LATER).snapshot.error or ""), "it is reported")
                 publish(settings, windows(settings, 10, 1))
                 view = seen(monitor, len(noisy) + 2)
                 assert view.snapshot.restored_from_ms is None
@@ -336,7 +336,7 @@ def test_the_last_snapshot_is_found_behind_those_of_other_applications(new_setti
     assert read_last(settings) == b"newest"
     assert read_last(other) == b"other"
     write(settings, None)
-    assert read_last(settings) is None, "a tombstone: somebody wants to start anew"
+    assert read_last(settings) is None, "a tombstone: somebody wants to start again"
 
 
 def test_without_its_topic_there_is_a_word_about_it(broker: str, new_settings: NewSettings) -> None:

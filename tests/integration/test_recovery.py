@@ -122,7 +122,7 @@ def test_a_stopped_replica_that_comes_back_in_its_commit_is_fenced(kafka: str, m
 
 
 def test_a_living_replica_is_never_fenced(kafka: str, model_folder: ModelFolder) -> None:
-    """Two replicas at work while somebody looks for the dead all the time: no window is aborted."""
+    """Two replicas at work while somebody looks for members that died all the time: no window is aborted."""
     settings = Settings.load(new_args(kafka, model_folder()))
     with running_replica(settings, "first") as first, running_replica(settings, "second") as second:
         wait_until(lambda: bool(assigned(first) and assigned(second)), "both have partitions")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from tests.support.replicas import (
+    DEADLINE_S,
     committed,
     is_unwell,
     lines,
@@ -25,6 +27,7 @@ from twinlens import records
 from twinlens.audit import audit
 from twinlens.monitor.state import State
 from twinlens.monitor.statistics import RateDetector
+from twinlens.paths.predict import PredictPath
 from twinlens.replica.report import WindowReport
 from twinlens.settings import DEMO_MODEL, IntakeSettings, PredictSettings, Settings
 from twinlens.window.item import Item
@@ -308,6 +311,33 @@ def test_reconfigure_changes_the_pipeline_from_the_next_window_on(
     assert report.diverging > 20
     found = [records.decode_prediction(raw.value) for raw in published(settings, "predictions")["predictions"]]
     assert sum(each.batch.padded_tokens > 8 for each in found if each.batch) <= first, "a later window was not changed"
+
+
+def test_the_intake_goes_on_while_a_change_of_settings_loads(
+    new_settings: NewSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokenizers and pipelines take a while to load; the backlog must not be locked meanwhile."""
+    settings = new_settings(partitions=1)
+    loading, go_on, reconfigure = threading.Event(), threading.Event(), PredictPath.reconfigure
+
+    def load_slowly(path: PredictPath, predict: PredictSettings) -> None:
+        loading.set()
+        assert go_on.wait(DEADLINE_S)
+        reconfigure(path, predict)
+
+    with running_replica(settings) as replica:
+        sent = produce(settings, [(None, line, []) for line in lines(1)])
+        wait_until(lambda: committed(settings, replica) == sent, "the first tweet")
+        monkeypatch.setattr(PredictPath, "reconfigure", load_slowly)
+        shorter = settings.predict.model_copy(update={"max_length": 8})
+        replica.reconfigure(settings.batching, settings.raw, shorter)
+        assert loading.wait(DEADLINE_S)
+        sent += produce(settings, [(None, line, []) for line in lines(20)])
+        try:
+            wait_until(lambda: replica.parts.backlog.items == 20, "they wait in the backlog")
+        finally:
+            go_on.set()
+        wait_until(lambda: committed(settings, replica) == sent, "all of them")
 
 
 def test_a_second_replica_goes_on_where_the_first_one_stopped(new_settings: NewSettings) -> None:

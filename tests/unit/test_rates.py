@@ -32,7 +32,7 @@ class TestArrivalRate:
         arrival.update(10, {P1: 0})
         assert arrival.update(20, {P0: 100, P1: 0}) == {P0: 5, P1: 0}
 
-    def test_a_topic_that_was_made_anew_does_not_run_backwards(self) -> None:
+    def test_a_topic_that_was_created_again_does_not_run_backwards(self) -> None:
         arrival = ArrivalRate()
         arrival.update(0, {P0: 1_000})
         assert arrival.update(1, {P0: 3}) == {P0: 0}

@@ -1,4 +1,4 @@
-"""Whose open transactions may be aborted: those of the dead, and of nobody else."""
+"""Which open transactions may be aborted: those of members that died, and no others."""
 
 from __future__ import annotations
 

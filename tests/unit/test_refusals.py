@@ -39,7 +39,7 @@ def test_as_many_in_a_row_as_allowed_pass_and_one_more_asks_the_user() -> None:
         counting.after(window([True], first_offset=3))
 
 
-def test_a_tweet_between_them_starts_the_row_anew() -> None:
+def test_a_tweet_between_them_starts_the_row_again() -> None:
     counting = limit(in_a_row=3)
     for _ in range(5):
         counting.committed(counting.after(window([True, True, True, False])))

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.test_divergence import (
+from tests.support.comparisons import (
     NOW,
     comparison,
     folded,
@@ -81,7 +81,7 @@ class TestGoingOn:
         snapshot = snapshot_of(new_state(), {0: 10, 1: 10})
         assert snapshot.start({0: 4, 1: 13, 2: 5}) == ({0: 10, 1: 13, 2: 5}, 3)
 
-    def test_other_alert_settings_start_the_detector_anew_and_keep_the_counts(self) -> None:
+    def test_other_alert_settings_restart_the_detector_and_keep_the_counts(self) -> None:
         bad = [comparison(n * 10, n * 10 + 9, tally=Tally(tweets=10, label=5)) for n in range(5)]
         snapshot = snapshot_of(folded(bad))
         assert stored(snapshot).state_for(SAME_SETTINGS).detector == folded(bad).detector

@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinlens.monitor.state import BUCKET_MS, State
-from twinlens.monitor.statistics import RateDetector, confidence_sequence
+from tests.support.comparisons import MINUTE, NOW, comparison, folded
+from twinlens.monitor.state import BUCKET_MS
+from twinlens.monitor.statistics import confidence_sequence
 from twinlens.monitor.summary import WindowSummary, summary
-from twinlens.records import ComparisonRecord, ModelId, Tally
+from twinlens.records import Tally
 from twinlens.sketch import histogram
-
-NOW = 1_700_000_000_000
-MINUTE = 60_000
-MODEL = ModelId("demo", "1")
-
-
-def comparison(first: int = 0, last: int = 9, **changes: Any) -> ComparisonRecord:
-    fields: dict[str, Any] = {
-        "application": "twinlens",
-        "replica": "r0",
-        "window": f"r0-{first}",
-        "source_topic": "tweets",
-        "source_partition": 0,
-        "first_offset": first,
-        "last_offset": last,
-        "published_at_ms": NOW,
-        "raw_model": MODEL,
-        "predict_model": MODEL,
-        "tally": Tally(tweets=last - first + 1),
-    }
-    return ComparisonRecord(**{**fields, **changes})
-
-
-def folded(records: Sequence[ComparisonRecord]) -> State:
-    state = State(application="twinlens", detector=RateDetector(baseline_rate=0.05, run_length_tweets=50))
-    for record in records:
-        state.fold(record)
-    return state
 
 
 class TestSummary:

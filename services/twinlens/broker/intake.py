@@ -79,20 +79,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         self._poll_bytes = settings.intake.max_buffered_bytes // POLLS
         self._poll_records = 1  # limit of the next poll; the size of the records is not known yet
         assignor = SoleOwnerAssignor()
-        self.consumer: KafkaConsumer = new_consumer(
-            kafka,
-            client_id=client_id,
-            group_id=settings.group_id,
-            group_instance_id=instance_id,
-            auto_offset_reset=kafka.auto_offset_reset,
-            isolation_level="read_committed",
-            partition_assignment_strategy=[assignor],
-            session_timeout_ms=kafka.session_timeout_ms,
-            heartbeat_interval_ms=min(kafka.session_timeout_ms // 3, MAX_HEARTBEAT_MS),
-            max_poll_interval_ms=kafka.max_poll_interval_ms,
-            fetch_max_bytes=self._poll_bytes,
-            max_partition_fetch_bytes=min(MAX_PARTITION_FETCH_BYTES, self._poll_bytes),
-        )
+        self.consumer = _new_member(settings, client_id, instance_id, assignor, self._poll_bytes)
         self._membership = Membership(self.consumer, assignor)
         self.positions = Positions(self.consumer, self._membership, backlog, resume)
         self._meter = LagMeter(self.consumer, self._topic)
@@ -244,3 +231,24 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
 
 def _key(partition: TopicPartition) -> Partition:
     return (partition.topic, partition.partition)
+
+
+def _new_member(
+    settings: Settings, client_id: str, instance_id: str | None, assignor: SoleOwnerAssignor, fetch_bytes: int
+) -> KafkaConsumer:
+    """The consumer with its part in the group; `fetch_bytes` is the most that a broker sends at once."""
+    kafka = settings.kafka
+    return new_consumer(
+        kafka,
+        client_id=client_id,
+        group_id=settings.group_id,
+        group_instance_id=instance_id,
+        auto_offset_reset=kafka.auto_offset_reset,
+        isolation_level="read_committed",
+        partition_assignment_strategy=[assignor],
+        session_timeout_ms=kafka.session_timeout_ms,
+        heartbeat_interval_ms=min(kafka.session_timeout_ms // 3, MAX_HEARTBEAT_MS),
+        max_poll_interval_ms=kafka.max_poll_interval_ms,
+        fetch_max_bytes=fetch_bytes,
+        max_partition_fetch_bytes=min(MAX_PARTITION_FETCH_BYTES, fetch_bytes),
+    )

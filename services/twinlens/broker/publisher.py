@@ -1,4 +1,7 @@
-"""Publishes a window's outputs and its source offsets, in one Kafka transaction for exactly-once delivery."""
+"""Publishes a window's outputs and its source offsets, in one Kafka transaction for exactly-once delivery.
+
+Some of its parts repair kafka-python: the table in `broker.repairs` names them, their defects and tests.
+"""
 
 from __future__ import annotations
 

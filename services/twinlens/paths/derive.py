@@ -1,8 +1,8 @@
 """Predictions made from the raw path's logits, without running the pipeline. Pure.
 
-The pipeline is a tokenizer, the model and a post-processing. Where both paths run one model, the raw path's logits and
-the pipeline's own post-processing give a prediction without a second pass: it is derived. Whether that is what the
-pipeline would have said is measured on a sample (`replica.sampling`).
+The pipeline is a tokenizer, the model and a post-processing. Where both paths run the same model, the raw path's logits
+and the pipeline's post-processing give a prediction without a second pass: a derived prediction. Whether the pipeline
+would have said the same is measured on a sample (`replica.sampling`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from twinlens.records import LabelScore
 
 
 def derive(raw: Observations, predict: Observations, rows: npt.NDArray[np.int64]) -> None:
-    """Fill `rows` of `predict` with what the pipeline's post-processing makes of the raw path's logits.
+    """Fill in `rows` of `predict` with what the pipeline's post-processing makes of the raw path's logits.
 
-    Equal to TextClassificationPipeline.postprocess of transformers (pipelines/text_classification.py), all rows at
-    once: scores in float32; the label is the first one with the highest score; with `top_k` the best so many, equal
-    scores in the order of the labels. Where the raw path raised, its error is the prediction's.
+    It gives what TextClassificationPipeline.postprocess of transformers (pipelines/text_classification.py) gives, for
+    all rows at once. Scores are float32. The label is the first one with the highest score. With `top_k`, the answer
+    has that many labels, best first, and equal scores in the order of the labels. Where the raw path raised, the
+    prediction has its error.
     """
     predict.derived[rows] = True
     for row in rows.tolist():

@@ -1,10 +1,10 @@
 """The forward passes of a window, two at a time on a CPU.
 
-A pass of short texts does not fill many threads: two passes side by side, each with half of them, get through more than
-two in turn with all of them. Both paths' passes stand in one row, and each lane takes the next one as soon as it is
-free, so neither waits long for the other. Lanes share the models' weights and nothing else; transformers' models may be
-called by several threads (its `utils/output_capturing.py` keeps what a call collects in a ContextVar), but for a few
-kinds that keep something of a call in their modules (`model.keeps_state`).
+A pass of short texts cannot keep many threads busy. Two passes side by side, each with half of the threads, are faster
+than two in turn with all of them. The passes of both paths wait in one queue, and each lane takes the next one when it
+is free, so neither lane waits long for the other. Lanes share the weights of the models and nothing else. Several
+threads may call a model of transformers at once: its `utils/output_capturing.py` keeps what a call collects in a
+ContextVar. A few kinds of models keep something of a call in their modules, and do not allow it (`model.keeps_state`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Pass = Callable[[int], None]  #: called with the number of its lane, from 0
 class Lanes:
     """Two lanes where `two` and torch has two threads or more, else one: the calling thread.
 
-    The second thread is a daemon, unlike an executor's: at the end of the process it still takes the last window's
-    passes, and a pass that hangs does not keep the process alive.
+    The second thread is a daemon, unlike the threads of an executor. So it still takes the passes of the last window
+    when the process ends, and a pass that hangs does not keep the process alive.
     """
 
     def __init__(self, two: bool) -> None:
@@ -40,9 +40,9 @@ class Lanes:
         return 1 if self._calls is None else 2
 
     def run(self, passes: Iterable[Pass]) -> None:
-        """Run all of them, begun in this order: the dearest first, lest a lane ends long after the other.
+        """Run all of them, started in this order. Give the most expensive first, so that both lanes end together.
 
-        One alone has all of torch's threads. Raises what a pass raises; none runs any more then.
+        A single pass gets all of torch's threads. Raises what a pass raises; by then no pass is running.
         """
         waiting = deque(passes)
         if self._calls is None or len(waiting) < 2:
@@ -76,7 +76,7 @@ class Lanes:
             del call, begun, waiting
 
     def _threads(self, count: int) -> None:
-        """torch's number of threads belongs to the thread that calls it; setting it makes pools anew."""
+        """torch keeps a number of threads per calling thread, and makes new pools whenever it is set."""
         if getattr(self._set, "count", None) != count:
             torch.get_num_threads()  # else a thread's first operation would take the process's number instead
             torch.set_num_threads(count)

@@ -1,4 +1,4 @@
-"""Loading a sequence classifier: safetensors only, no remote code, `eval()`, and a clear word when it is not one."""
+"""Loading a sequence classifier: safetensors only, no remote code, `eval()`, and a clear error when it is not one."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from twinlens.errors import AskUser
 from twinlens.paths.observations import PathFacts, resolve_function
 from twinlens.records import ModelId
 
-UNLIMITED = 2**31 - 1  #: what fits the tokenizers' integers, where neither the model nor the tokenizer has a limit
+UNLIMITED = 2**31 - 1  #: where neither model nor tokenizer has a limit; the most that tokenizers' integers hold
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """Weights on a device, with what both paths need to know of them."""
+    """Weights on a device, with what both paths need to know about them."""
 
     id: ModelId
     model: Any
     source: str  #: what `from_pretrained` was given
     revision: str | None
     labels: list[str]  #: in the order of the logits
-    max_tokens: int  #: longest input the position embeddings and the tokenizer allow, special tokens included
+    max_tokens: int  #: the longest input that position embeddings and tokenizer allow, special tokens included
     dtype: str
     device: str
 
     def new_tokenizer(self) -> Any:
-        """A tokenizer object of its own. Fast tokenizers keep truncation state: never share one between threads."""
+        """A new tokenizer object. Fast tokenizers keep truncation state: never share one between threads."""
         return AutoTokenizer.from_pretrained(self.source, revision=self.revision, trust_remote_code=False)
 
     def facts(self, function_to_apply: str, top_k: int | None = None) -> PathFacts:
@@ -50,10 +50,10 @@ class LoadedModel:
 
 
 def keeps_state(model: Any) -> bool:
-    """Whether a call leaves something in the model's modules, so that two must not run at the same time.
+    """Whether a call leaves something in the model's modules, so that two calls must not run at the same time.
 
-    BigBird falls back to full attention for good, Funnel keeps the lengths of its pooling, and these rotary embeddings
-    follow the longest text (transformers, models/*/modeling_*.py and modeling_rope_utils.py).
+    BigBird switches to full attention and stays there. Funnel keeps the lengths of its pooling. The rotary embeddings
+    `dynamic` and `longrope` follow the longest text. (transformers, models/*/modeling_*.py and modeling_rope_utils.py)
     """
     config = model.config
     rope = getattr(config, "rope_parameters", None) or {}
@@ -63,7 +63,7 @@ def keeps_state(model: Any) -> bool:
 
 
 def resolve_device(device: str) -> str:
-    """`auto` is the first CUDA device this process may see (Ray hides those it did not assign), else the CPU."""
+    """`auto` is the first CUDA device that this process sees, or the CPU. Ray hides devices that it did not assign."""
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -72,8 +72,8 @@ def resolve_device(device: str) -> str:
 def load_model(source: str, revision: str | None, dtype: str, device: str) -> LoadedModel:
     """Load a classifier from a hub id or a local folder.
 
-    Raises AskUser when there is none, when it brings its own code, when its weights are not safetensors, or when it has
-    no classifier head.
+    Raises AskUser when there is no such model, when it brings its own code, when its weights are not safetensors, or
+    when it has no classifier head.
     """
     config = _load_config(source, revision)
     model = _load_weights(source, revision, dtype)
@@ -155,7 +155,7 @@ def _load_tokenizer(source: str, revision: str | None) -> Any:
         ) from None
     if tokenizer.init_kwargs.get("auto_map"):
         raise AskUser(_own_code(source, "tokenizer_config.json"))
-    # Without its files transformers makes up a tokenizer that knows special tokens only: every word would be unknown.
+    # Without tokenizer files transformers makes up one that knows only special tokens: every word would be unknown.
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise AskUser(
             f"The model {source!r} has no tokenizer, only weights. "
@@ -165,7 +165,7 @@ def _load_tokenizer(source: str, revision: str | None) -> Any:
 
 
 def _max_tokens(model: Any, tokenizer: Any) -> int:
-    """RoBERTa-like embeddings start counting positions after the padding index, which costs that many positions."""
+    """The longest input. RoBERTa-like embeddings count positions from after the padding index, and lose that many."""
     limits = [min(int(tokenizer.model_max_length), UNLIMITED)]
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions and positions > 0:
@@ -188,7 +188,7 @@ def _revision(source: str, config: Any) -> str:
 
 
 def _own_code(source: str, file: str) -> str:
-    """Where transformers knows the kind of model it would run its own code instead, without a word."""
+    """The error. Where transformers knows this kind of model, it would silently run its own code instead."""
     return (
         f"The model {source!r} comes with its own code (auto_map in its {file}), and twinlens runs no code of models. "
         "Set raw.model to one that transformers itself supports."
@@ -200,7 +200,7 @@ def _first_sentence(error: Exception) -> str:
 
 
 def check_model(source: str, revision: str | None) -> None:
-    """What can be known without loading the weights. Raises AskUser as `load_model` would."""
+    """Check what can be known without loading the weights. Raises AskUser as `load_model` would."""
     config = _load_config(source, revision)
     architectures = config.architectures or []
     if architectures and not any(name.endswith("ForSequenceClassification") for name in architectures):

@@ -1,8 +1,8 @@
-"""The noise floor: how far scores move for no reason but the shape of the batch. Measured, not guessed.
+"""The noise floor: how far scores move when only the shape of the batch changes. It is measured, not guessed.
 
-On a sampled share of windows a batch of the raw path is run again, once in the same shape (the control: it must give
-identical bits, else something random is at work, such as dropout) and once padded further. The floor is the largest
-score difference that the second run showed over the last `KEPT` measurements.
+On a share of the windows, one batch of the raw path runs again: once in the same shape and once with more padding. The
+first is the control. It must give identical bits; if not, something random is at work, such as dropout. The floor is
+the largest score difference that more padding made in the last `KEPT` measurements.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _EXTRA_PADDING = 8
 
 
 class NoiseFloor:
-    """`share` of windows is measured; `random` decides which."""
+    """Measures on a `share` of the windows; `random` decides on which."""
 
     def __init__(self, share: float, random: random.Random) -> None:
         self._share = share
@@ -36,13 +36,13 @@ class NoiseFloor:
         return max(self._largest, default=0.0)
 
     def maybe_measure(self, path: RawPath, texts: Sequence[Text], seen: Observations) -> None:
-        """With probability `share`, rerun one batch of `seen`; sets `seen.control_differs`."""
+        """With probability `share`, run one batch of `seen` again. Sets `seen.control_differs`."""
         if not seen.batches or self._random.random() >= self._share:
             return
         batch = self._random.randrange(len(seen.batches))
         rows = np.flatnonzero((seen.batch_of == batch) & ~seen.failed)
         if not rows.size or rows.size != seen.batches[batch].size:
-            return  # a bisected batch cannot be run again in its shape
+            return  # a batch that was bisected cannot run again in its shape
         ascending = sorted(rows.tolist(), key=lambda row: texts[row].token_count)
         chosen = [texts[row] for row in ascending[-_MAX_TEXTS:]]
         first = path.forward(chosen)

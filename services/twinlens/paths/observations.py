@@ -1,4 +1,4 @@
-"""What one path saw of a window: columns with one entry per tweet, and what is needed to explain a difference."""
+"""What one path saw of some texts: columns with one entry per text, and what is needed to explain a difference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NON_FINITE = PathError(type="NonFiniteLogits", message="the model gave NaN or in
 
 @dataclass(frozen=True)
 class PathFacts:
-    """What is the same for every text a path runs, and can differ between the paths."""
+    """What is the same for every text of a path, and can differ between the paths."""
 
     model: ModelId
     labels: list[str]
@@ -41,9 +41,9 @@ class Batch:
 
 @dataclass
 class Observations:
-    """Columns over the n tweets of a window. Where `errors[i]` is set, row i of the others means nothing.
+    """Columns over n texts. Where `errors[i]` is set, ignore row i of the other columns.
 
-    Where `derived[i]` is set, only `errors`, `scores`, `top` and `answers` mean something.
+    Where `derived[i]` is set, only `errors`, `scores`, `top` and `answers` are filled in.
     """
 
     facts: PathFacts
@@ -55,15 +55,15 @@ class Observations:
     mask_counts: npt.NDArray[np.int64]  #: [n] ones in the attention mask
     truncated: npt.NDArray[np.bool_]  #: [n]
     batch_of: npt.NDArray[np.int64]  #: [n] index into `batches`
-    derived: npt.NDArray[np.bool_]  #: [n] predict path: made from the raw path's logits, see `paths.derive`
+    derived: npt.NDArray[np.bool_]  #: [n] predict path: made from the raw path's logits (`paths.derive`)
     batches: list[Batch] = field(default_factory=list)
-    answers: list[list[LabelScore]] = field(default_factory=list)  #: predict path with `top_k`: what was answered
+    answers: list[list[LabelScore]] = field(default_factory=list)  #: predict path with `top_k`: the whole answer
     cls: Floats | None = None  #: raw path, [n, hidden]
     control_differs: bool = False  #: the same pass run twice gave different bits
 
     @classmethod
     def empty(cls, facts: PathFacts, count: int) -> Observations:
-        """`count` rows to be filled by batches."""
+        """`count` rows, to be filled in by batches."""
         width = len(facts.labels)
         return cls(
             facts=facts,
@@ -95,7 +95,7 @@ class Observations:
             self.top[held] = self.scores[held].argmax(axis=1)
 
     def top_scores(self) -> Floats:
-        """[n] score of the label on top; NaN where the path raised."""
+        """[n] score of the best label; NaN where the path raised."""
         scores = np.full(len(self.errors), np.nan, np.float32)
         rows = np.flatnonzero(~self.failed)
         scores[rows] = self.scores[rows, self.top[rows]]
@@ -129,7 +129,7 @@ def apply_function(function: str, logits: Floats) -> Floats:
 
 
 def resolve_function(config: Any, setting: str) -> str:
-    """What the stock pipeline applies: the setting, else by the model's problem type and number of labels."""
+    """What the stock pipeline applies: the setting, or what the model's problem type and number of labels ask for."""
     if setting != "default":
         return setting
     if config.problem_type == "regression":
@@ -140,14 +140,14 @@ def resolve_function(config: Any, setting: str) -> str:
 
 
 def error_of(exception: BaseException) -> PathError:
-    """A path's exception as data: its type and first line, which never holds the tweet of these libraries."""
+    """A path's exception as data: its type and its first line. These libraries do not quote the text there."""
     return PathError(type=type(exception).__name__, message=(str(exception).splitlines() or [""])[0][:300])
 
 
 def bisect(rows: Sequence[int], run: Callable[[Sequence[int]], None], fail: Callable[[int, Exception], None]) -> None:
-    """Run `rows`; where that raises, run the halves, so that only the rows that raise alone are failed.
+    """Run `rows`. If that raises, run each half, and so on, until only rows that raise by themselves have failed.
 
-    An error of the device itself is not the text's: ReplaceReplica.
+    Raises ReplaceReplica when the device itself failed.
     """
     try:
         run(rows)
@@ -164,5 +164,5 @@ def bisect(rows: Sequence[int], run: Callable[[Sequence[int]], None], fail: Call
 
 
 def _device_is_broken(error: Exception) -> bool:
-    """After most CUDA errors every later call fails too; running out of memory is the exception."""
+    """After most CUDA errors every later call fails too. Running out of memory is not one of them."""
     return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)

@@ -1,7 +1,7 @@
 """The predict path: the stock `pipeline("text-classification")`, with its own tokenizer object and its own arguments.
 
-It is unmodified in what it computes. The subclass only looks on: every overridden step calls the stock one and keeps
-what is needed to explain a difference (token ids, mask, logits).
+The subclass changes nothing in what the pipeline computes. Every step that it overrides calls the stock one and keeps
+what is needed to explain a difference: token ids, mask, logits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from twinlens.text import Text
 
 
 class ObservedPipeline(TextClassificationPipeline):  # type: ignore[misc]
-    """The stock pipeline with a notebook: `seen` holds one entry per text of the running call, in order."""
+    """The stock pipeline, which notes in `seen` one entry per text of the running call, in order."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.seen: list[dict[str, Any]] = []
@@ -41,7 +41,7 @@ class ObservedPipeline(TextClassificationPipeline):  # type: ignore[misc]
                 "logits": None,
             }
         )
-        # Without what was cut off, which is large and would be held for as long as the batch.
+        # Without what was cut off: it is large, and would stay in memory as long as the batch.
         return BatchEncoding(encoded.data)
 
     def _forward(self, model_inputs: Any) -> Any:
@@ -59,7 +59,7 @@ class PredictPath(Path):
     def __init__(self, model: LoadedModel, settings: PredictSettings, lanes: int = 1) -> None:
         self._loaded = model
         self._lanes = lanes
-        self._noting = threading.Lock()  # of which batch is which
+        self._noting = threading.Lock()  # around the number of a batch
         self.reconfigure(settings)
 
     def reconfigure(self, settings: PredictSettings) -> None:
@@ -129,7 +129,7 @@ class PredictPath(Path):
 
 
 def _note(classify: ObservedPipeline, seen: Observations, rows: Sequence[int]) -> None:
-    """Copy what the tokenizer did; of a text that broke the tokenizer there is nothing."""
+    """Copy what the tokenizer did. There is nothing for a text that made the tokenizer raise."""
     for row, entry in zip(rows, classify.seen, strict=False):
         seen.input_ids[row] = entry["input_ids"]
         seen.truncated[row] = entry["truncated"]

@@ -40,7 +40,7 @@ class RawPath(Path):
         self.max_tokens = model.max_tokens
         self._device = model.device
         self._publish_cls = settings.publish_cls
-        self._noting = threading.Lock()  # of which batch is which
+        self._noting = threading.Lock()  # around the number of a batch
         tokenizer = model.new_tokenizer()
         self.can_batch = tokenizer.pad_token_id is not None
         self._left = tokenizer.padding_side == "left"
@@ -90,7 +90,7 @@ class RawPath(Path):
                 seen.cls[chosen] = done.cls
 
     def _collate(self, texts: Sequence[Text], extra_padding: int) -> dict[str, torch.Tensor]:
-        """Pad to the longest item, on the tokenizer's side, with an attention mask."""
+        """Pad to the longest text, on the tokenizer's side, with an attention mask."""
         lengths = [len(text.inputs["input_ids"]) for text in texts]
         width = max(lengths) + extra_padding
         arrays = {"attention_mask": np.zeros((len(texts), width), np.int64)}
@@ -104,13 +104,13 @@ class RawPath(Path):
         return {name: self._on_device(torch.from_numpy(array)) for name, array in arrays.items()}
 
     def _on_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        """From pinned memory a GPU fetches by itself, while this thread goes on to launch the pass."""
+        """A GPU copies from pinned memory by itself, while this thread goes on and launches the pass."""
         if self._device.startswith("cuda"):
             return tensor.pin_memory().to(self._device, non_blocking=True)
         return tensor.to(self._device)
 
 
 def _first(hidden: torch.Tensor, mask: torch.Tensor) -> Floats:
-    """[n, hidden] the state of each text's first token, which left padding moves away from position 0."""
+    """[n, hidden] the state of each text's first token. With padding on the left, that is not position 0."""
     rows = torch.arange(len(hidden), device=hidden.device)
     return np.asarray(hidden[rows, mask.argmax(dim=1)].float().cpu().numpy())

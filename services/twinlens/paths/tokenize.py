@@ -11,13 +11,13 @@ from twinlens.paths.observations import bisect
 from twinlens.settings import RawSettings
 from twinlens.text import Text
 
-#: Characters per call of the tokenizer. It keeps all that it cuts off until the call's result is gone, with offsets
-#: and the tokens' texts: some 70 bytes per character, and the like again while the tokens are counted.
+#: Characters per call of the tokenizer. It keeps what it cuts off, with offsets and the texts of the tokens, until the
+#: result of the call is gone: about 70 bytes per character, and the same again while the tokens are counted.
 MAX_CHARS = 200_000
 
 
 class RawTokenizer:
-    """The raw path's own tokenizer object. Used by the intake thread only, so that lengths are known early."""
+    """The raw path's own tokenizer object. Only the intake thread uses it, so that lengths are known early."""
 
     def __init__(self, model: LoadedModel, settings: RawSettings) -> None:
         self._tokenizer = model.new_tokenizer()
@@ -26,7 +26,7 @@ class RawTokenizer:
             self._arguments["max_length"] = min(settings.max_length or model.max_tokens, model.max_tokens)
 
     def tokenize(self, texts: Sequence[Text]) -> None:
-        """Fill `inputs` and `cut_tokens` of every item; where the tokenizer raises, `token_error`."""
+        """Fill in `inputs` and `cut_tokens` of every text; `token_error` where the tokenizer raises."""
 
         def run(rows: Sequence[int]) -> None:
             chosen = [texts[row] for row in rows]
@@ -50,7 +50,7 @@ class RawTokenizer:
 
 
 def _calls(texts: Sequence[Text]) -> list[list[int]]:
-    """Rows of `texts` for each call of the tokenizer: runs of up to MAX_CHARS characters, a longer text alone."""
+    """Rows of `texts` for each call of the tokenizer: up to MAX_CHARS characters in a call, a longer text alone."""
     calls: list[list[int]] = []
     room = 0
     for row, text in enumerate(texts):
@@ -63,8 +63,11 @@ def _calls(texts: Sequence[Text]) -> list[list[int]]:
 
 
 def cut_tokens(tokenizer: Any, encoded: Any, position: int, text: str) -> int:
-    """How many tokens of `text` were cut off. Fast tokenizers keep what they cut (with special tokens of its own, so
-    the number is an upper bound); slow ones are asked again."""
+    """How many tokens of `text` were cut off.
+
+    Fast tokenizers keep what they cut off. It has special tokens of its own, so the number is an upper bound. Slow ones
+    are asked again.
+    """
     if encoded.encodings is not None:
         return sum(map(len, encoded.encodings[position].overflowing))
     whole = tokenizer(text, truncation=False, verbose=False)["input_ids"]

@@ -1,7 +1,7 @@
 """How a window is split into micro-batches, and how large a window may be. Pure.
 
-Padding makes a forward pass as expensive as its longest text, so texts of similar length go together: lengths are
-sorted and the sorted row is cut. The cut points are those of least predicted cost (`cost.CostModel`).
+Padding makes a forward pass as expensive as its longest text, so texts of similar length go together. Lengths are
+sorted, and the sorted list is cut at the points of least predicted cost (`cost.CostModel`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from twinlens.replica.cost import CostModel, Vector
 from twinlens.window.window import Reason
 
-MAX_FIXED_SHARE = 0.25  #: of a window worth drawing: fixed price of its passes, relative to all its seconds
+MAX_FIXED_SHARE = 0.25  #: a window is worth drawing if the fixed price of its passes is at most this share of it
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Limits:
 def split(lengths: Sequence[int], cost: CostModel, limits: Limits) -> list[list[int]]:
     """Micro-batches of least predicted cost: lists of indices into `lengths`, each index once.
 
-    Dynamic programming over the cut points of the sorted lengths. With the lengths ascending, a batch that ends at
-    text j pads to lengths[j], so best[j] = min over sizes s of best[j - s] + cost(s, lengths[j]). Texts longer than
-    `max_tokens` get a batch of their own. Time O(len(lengths) * max_items), vectorised over sizes.
+    Dynamic programming over the cut points of the sorted lengths. Lengths ascend, so a batch that ends at text j is
+    padded to lengths[j], and best[j] = min over sizes s of best[j - s] + cost(s, lengths[j]). A text longer than
+    `max_tokens` gets a batch of its own. Time O(len(lengths) * max_items), vectorised over sizes.
     """
     if not lengths:
         return []
@@ -70,21 +70,21 @@ class Forward:
 
     cost: CostModel
     limits: Limits
-    share: float = 1.0  #: of the texts that go through this path
+    share: float = 1.0  #: share of the texts that go through this path
 
 
 class WindowSeconds(NamedTuple):
     """Predicted seconds of windows of the first 1, 2 ... n texts."""
 
     total: Vector
-    fixed: Vector  #: of these, the fixed prices of passes
+    fixed: Vector  #: the part of it that is fixed prices of passes
 
 
 def window_seconds(lengths: Sequence[int], forwards: Sequence[Forward]) -> WindowSeconds:
-    """[n] seconds of both paths together, for every number of texts from the first on.
+    """[n] seconds of both paths together, for windows of the first 1, 2 ... n texts.
 
-    As if the batches had no padding and were as large as they may be: what padding and more passes add is a factor
-    that hardly depends on the window, and is learned as such (`compute.Compute`).
+    It assumes batches without padding that are as large as allowed. Padding and additional passes cost a factor that
+    hardly depends on the window; `sizing.Sizing` learns it.
     """
     row = np.maximum(np.asarray(lengths, np.float64), 1.0)
     fixed, work = np.zeros(len(row)), np.zeros(len(row))
@@ -97,11 +97,11 @@ def window_seconds(lengths: Sequence[int], forwards: Sequence[Forward]) -> Windo
 
 
 def window_size(seconds: WindowSeconds, budget_s: float) -> tuple[int, Reason]:
-    """How many of the texts that a window could hold, oldest first, make the next one. There is at least one.
+    """How many of the texts that a window could hold, oldest first, make the next one. At least one.
 
-    When the backlog already breaks the latency objective, a smaller window would not save it: the largest one has the
-    best throughput and drains the backlog soonest. It is broken, too, where the budget only has room for windows that
-    spend more than `MAX_FIXED_SHARE` of their time on the fixed price of passes.
+    When the backlog already misses the latency objective, a smaller window would not help. The largest one has the best
+    throughput and drains the backlog soonest. The same holds where the budget only has room for windows that spend more
+    than `MAX_FIXED_SHARE` of their time on the fixed price of passes.
     """
     total = seconds.total
     count = len(total)

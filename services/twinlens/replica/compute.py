@@ -1,4 +1,4 @@
-"""The compute thread: draws a window as soon as the last one is with publish, runs it, and hands it over."""
+"""The compute thread: draws a window as soon as publish has taken the last one, runs it, and hands it over."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from twinlens.settings import BatchingSettings, PredictSettings, RawSettings
 from twinlens.window.backlog import Backlog
 from twinlens.window.window import Window
 
-WAIT_S = 0.2  #: for a record, or for publish to take a window; then it looks whether it is to stop
+WAIT_S = 0.2  #: for a record, or for publish to take a window, before it looks again whether to stop
 
 
 class Compute:
     """Owns `inference`. `run` is the thread's body; all else may be called from any thread.
 
-    While a window waits for publish none is drawn: it could be committed no sooner, and would be smaller than it is
-    later.
+    It draws no window while one waits for publish. The new window could not be committed sooner, and it would be
+    smaller than one that is drawn later.
     """
 
     def __init__(self, backlog: Backlog, inference: Inference, handover: HandOver) -> None:
         self.service_rate = ServiceRate()
-        self.unread_records = 0  #: at the broker, when the lag was last measured; set by whoever measures it
+        self.unread_records = 0  #: at the broker, when the lag was last measured; set by `Replica.autoscaling_stats`
         self._backlog = backlog
         self._inference = inference
         self._handover = handover
@@ -33,7 +33,7 @@ class Compute:
         self._stopping = False
 
     def stop(self) -> None:
-        """Let the thread end with the window that it computes now."""
+        """Let the thread end after the window that it is computing."""
         self._stopping = True
 
     def reconfigure(self, batching: BatchingSettings, raw: RawSettings, predict: PredictSettings) -> None:
@@ -49,8 +49,8 @@ class Compute:
                 if window is not None:
                     behind = self._backlog.items > 0 or self.unread_records > self._inference.max_window_items
                     self._handover.put(self._inference.run(window))
-                    # Only a replica that is behind shows what it can do: windows grow with what waits, so that one
-                    # that is not gets through just as much as arrives, and is busy all the same.
+                    # Only a replica that is behind shows how fast it is. Windows grow with what waits, so a replica
+                    # that keeps up is busy all the time too, but processes only as much as arrives.
                     if behind:
                         self.service_rate.add(len(window.items), time.monotonic() - start)
                 start = time.monotonic()
@@ -59,12 +59,12 @@ class Compute:
             self._handover.close()
 
     def _draw(self) -> Window | None:
-        """The next window. Loading what a change of settings asks for takes time, and holds no lock of the backlog."""
+        """The next window. The backlog is not locked while a change of settings loads tokenizers and pipelines."""
         self._apply_changes()
         candidates = self._backlog.candidates(self._inference.max_window_items, WAIT_S)
         if not candidates:
             return None
-        self._apply_changes()  # what came while it waited holds for this window already
+        self._apply_changes()  # those that came while it waited
         size, dispatch = self._inference.decide(candidates, self._backlog.items, now_s=time.time())
         return self._backlog.draw(candidates[:size], dispatch)
 
@@ -73,7 +73,7 @@ class Compute:
             self._changes.get()()
 
     def _await_taken(self) -> bool:
-        """Wait until publish has taken what was handed over; whether there shall be another window then."""
+        """Wait until publish has taken the last window. Returns whether to draw another one."""
         while not self._ending and not self._handover.await_taken(WAIT_S):
             pass
         return not self._ending

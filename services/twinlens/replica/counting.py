@@ -1,4 +1,4 @@
-"""A compared window to its comparison records: counts and sketches that merge. Pure."""
+"""From a compared window to its comparison records: counts and sketches that can be merged. Pure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NO_LABEL = "(error)"  #: stands for the label of a path that raised
 
 @dataclass(frozen=True)
 class ComparedWindow:
-    """What compute hands to publish. Row i of the observations is the i-th tweet of the window."""
+    """What compute hands over to publish. Row i of the observations is the i-th tweet of the window."""
 
     window: Window
     raw: Observations
@@ -38,7 +38,7 @@ class ComparedWindow:
 def comparison_records(
     done: ComparedWindow, *, application: str, replica: str, window: str, now_ms: int
 ) -> list[ComparisonRecord]:
-    """One record per source partition. The first carries what belongs to the window as a whole."""
+    """One record per source partition. The first one also carries what belongs to the whole window."""
     items: dict[Partition, list[Item]] = {}
     rows: dict[Partition, list[int]] = {}
     row = 0
@@ -77,7 +77,7 @@ def comparison_records(
 
 
 def length_bucket(tokens: int) -> str:
-    """Upper bound of the bucket that `tokens` falls into, as text; the last bucket is open."""
+    """Upper bound of the bucket that `tokens` falls into, as text. The last bucket has none."""
     return next((f"<={bound}" for bound in LENGTH_BUCKETS if tokens <= bound), f">{LENGTH_BUCKETS[-1]}")
 
 

@@ -30,14 +30,14 @@ from twinlens.settings import IntakeSettings
 from twinlens.text import Text
 from twinlens.window.item import Item
 
-OBJECTS_BYTES = 1_000  #: of a record in hand: its Item, id, lists and the like
-TOKEN_BYTES = 44  #: of a token in hand: a Python int, and its places in the lists of ids and of type ids
+OBJECTS_BYTES = 1_000  #: per record in hand: its Item, id, lists and so on
+TOKEN_BYTES = 44  #: per token in hand: a Python int, and its places in the lists of ids and type ids
 
 Tokenize = Callable[[Sequence[Text]], None]  #: fills in the tokens of each text
 
 
 class Tweet(NamedTuple):
-    """What is read of a record: its id (as text) and its text."""
+    """What is read from a record: its id, as text, and its text."""
 
     id: str
     text: str
@@ -47,7 +47,7 @@ _decode_json = msgspec.json.Decoder().decode
 
 
 def decode(value: bytes | None, settings: IntakeSettings, fallback_id: str) -> Tweet:
-    """The tweet in a record's value. `fallback_id` is its id where the record names none.
+    """The tweet in a record's value. `fallback_id` is its id when the record has none.
 
     Raises RefuseRecord with the reason.
     """
@@ -95,7 +95,7 @@ def _decode_object(value: bytes, settings: IntakeSettings, fallback_id: str) -> 
 
 
 def _decode_slowly(value: bytes) -> Any:
-    """The fast decoder said no: find out why, in the words of the table above."""
+    """The fast decoder refused: find out why, by the table above. Raises RefuseRecord."""
     try:
         body = json.loads(value.decode())
     except UnicodeDecodeError as error:
@@ -108,12 +108,12 @@ def _decode_slowly(value: bytes) -> Any:
         raise RefuseRecord(RefusalReason.LONE_SURROGATE, "the JSON contains half of a surrogate pair") from None
     except RecursionError as error:
         raise RefuseRecord(RefusalReason.NOT_JSON, str(error)) from None
-    # What is left is what Python's decoder takes and the standard does not, such as NaN.
+    # What remains is what Python's decoder accepts and the standard does not, such as NaN.
     raise RefuseRecord(RefusalReason.NOT_JSON, "the value is not standard JSON") from None
 
 
 class Decoder:
-    """ConsumerRecords of one partition to items, in order. Used by the thread that `tokenize` belongs to only."""
+    """Turns ConsumerRecords of one partition into items, in order. For the thread that `tokenize` belongs to."""
 
     def __init__(self, settings: IntakeSettings, tokenize: Tokenize) -> None:
         self._settings = settings
@@ -134,9 +134,9 @@ class Decoder:
             offset=record.offset,
             timestamp_ms=record.timestamp,
             key=record.key,
-            # The client sends no null header value.
+            # kafka-python sends no null header value, so it goes out empty.
             headers=[(name, value or b"") for name, value in record.headers],
-            size_bytes=0,  # once it is known what becomes of it
+            size_bytes=0,  # known when it is decoded and tokenized
         )
         try:
             tweet = decode(value, self._settings, f"{record.topic}/{record.partition}/{record.offset}")
@@ -147,7 +147,7 @@ class Decoder:
 
 
 def _size_bytes(item: Item) -> int:
-    """Memory that the record takes until it is published: about, and more often too much than too little."""
+    """Memory that the record takes until it is published. An estimate, more often too high than too low."""
     headers = sum(len(name) + len(value) for name, value in item.headers)
     held = len(item.value or b"") + len(item.key or b"") + headers + sys.getsizeof(item.text.content)
     return OBJECTS_BYTES + held + TOKEN_BYTES * item.text.token_count

@@ -8,7 +8,7 @@ from twinlens.replica.counting import ComparedWindow
 
 
 class HandOver:
-    """Holds one window at most. Closed by whichever thread ends first; what was put in before that still comes out."""
+    """Holds one window at most. The thread that ends first closes it; a window that is in it still comes out."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -25,19 +25,19 @@ class HandOver:
         return self._closed
 
     def put(self, done: ComparedWindow) -> None:
-        """Called by compute, after `await_taken`."""
+        """Hand a window over. Called by compute, after `await_taken`."""
         with self._changed:
             self._window = done
             self._changed.notify_all()
 
     def await_taken(self, timeout_s: float) -> bool:
-        """Wait until no window waits here; whether that is so. Returns at once when closed."""
+        """Wait until no window is here. Returns whether that is so; at once when closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._window is None or self._closed, timeout_s)
             return self._window is None
 
     def take(self) -> ComparedWindow | None:
-        """Called by publish: the next window, as soon as there is one; None once closed and empty."""
+        """The next window, as soon as there is one; None when closed and empty. Called by publish."""
         with self._changed:
             self._changed.wait_for(lambda: self._window is not None or self._closed)
             done, self._window = self._window, None
@@ -45,7 +45,7 @@ class HandOver:
             return done
 
     def close(self) -> None:
-        """No window comes, or none is taken, from now on."""
+        """From now on no window comes, or none is taken."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

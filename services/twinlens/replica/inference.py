@@ -1,4 +1,4 @@
-"""A window through both paths: how large it is, how it is split, what is observed, compared, and learned from it."""
+"""A window through both paths: its size, its batches, the two observations, verdicts, causes, and what it taught."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 
 
 class Inference:
-    """Both models with what the replica learns about their speed. Used by one thread, except for `tokenizer`.
+    """Both models, and what the replica learns about their speed. One thread uses it; `tokenizer` is for another.
 
     Paths with the same model, revision and dtype share one copy of the weights.
     """
@@ -51,7 +51,7 @@ class Inference:
         predict_model = raw_model if predict == raw else load_model(*predict, device)
         self.tokenizer = RawTokenizer(raw_model, settings.raw)  #: for the thread that decodes
         self._raw = RawPath(raw_model, settings.raw)
-        # On a GPU the device runs one pass after the other anyway.
+        # A GPU runs one pass after the other anyway.
         self._lanes = Lanes(device == "cpu" and not any(keeps_state(each.model) for each in (raw_model, predict_model)))
         self._predict = PredictPath(predict_model, settings.predict, self._lanes.count)
         self._raw_cost, self._predict_cost = CostModel(), CostModel()
@@ -63,7 +63,7 @@ class Inference:
         return self._batching.max_window_items
 
     def reconfigure(self, batching: BatchingSettings, raw: RawSettings, predict: PredictSettings) -> None:
-        """From the next window on. Of `raw` only the limits of a batch count."""
+        """Change settings for the next window. Of `raw`, only the limits of a batch are used."""
         self._batching = batching
         self._raw_settings = raw
         if predict != self._predict_settings:
@@ -75,7 +75,7 @@ class Inference:
         self._lanes.close()
 
     def decide(self, candidates: Sequence[Item], waiting: int, now_s: float) -> tuple[int, Dispatch]:
-        """How many of the candidates, which are all or some of the `waiting` ones, make the next window, and why."""
+        """How many of the candidates make the next window, and why. `waiting` records wait in all."""
         candidates = candidates[: self._batching.max_window_items]
         return self.sizing.decide(
             [item.text.token_count for item in candidates],
@@ -86,7 +86,7 @@ class Inference:
         )
 
     def run(self, window: Window) -> ComparedWindow:
-        """Observe the window's tweets by both paths, compare, say why they diverge, and learn what it took."""
+        """Run both paths on the window's tweets, compare, find the causes, and learn from the time it took."""
         start = time.perf_counter()
         tweets = window.tweets
         lengths = [item.text.token_count for item in tweets]
@@ -105,7 +105,7 @@ class Inference:
         return ComparedWindow(window, raw, predict, comparison, causes, seconds, paths)
 
     def _forwards(self) -> tuple[Forward, Forward]:
-        """Raw and predict: the costs, limits and shares that hold for the next window."""
+        """Costs, limits and shares for the next window: of the raw path, then of the predict path."""
         raw, predict = self._raw_settings, self._predict_settings
         share = predict.sample_share if predict.mode == "sampled" else 1.0
         return (
@@ -114,7 +114,7 @@ class Inference:
         )
 
     def _observe(self, tweets: Sequence[Item]) -> tuple[Observations, Observations]:
-        """Both paths on all tweets; in sampled mode the pipeline on a sample of them, and the other predictions derived
+        """Run both paths on all tweets. In sampled mode, run the pipeline on a sample and derive the other predictions
         from the raw path.
         """
         settings = self._predict_settings
@@ -145,7 +145,7 @@ class Inference:
         return raw, predict
 
     def _log_errors(self, path: str, tweets: Sequence[Item], seen: Observations) -> None:
-        """The first text of a window that made a path raise, and how many did; its text only under `log_text`."""
+        """Log the first text that made a path raise, and how many did. The text itself only under `log_text`."""
         rows = np.flatnonzero(seen.failed & ~seen.derived)
         if not rows.size:
             return
@@ -156,5 +156,5 @@ class Inference:
 
 
 def _limits(path: PathSettings, can_batch: bool) -> Limits:
-    """Without a padding token texts go one by one, as the stock pipeline demands."""
+    """Without a padding token, texts run one by one, as the stock pipeline requires."""
     return Limits(path.max_batch_items if can_batch else 1, path.max_batch_tokens)

@@ -1,8 +1,8 @@
-"""A compared window to the records of the five output topics. Pure.
+"""From a compared window to the records of the five output topics. Pure.
 
-Records stand in the order of their source offsets per partition; key and headers (a `traceparent` among them) pass
-through untouched. A refused record becomes a dead letter: original bytes, key and headers, with the reason added as
-headers named `twinlens.*`; only a value too large for `kafka.max_request_bytes` is cut, and says so.
+Per partition, records are in the order of their source offsets. Key and headers (a `traceparent` among them) pass
+through unchanged. A refused record becomes a dead letter: the original bytes, key and headers, and the reason in
+headers named `twinlens.*`. Only a value too large for `kafka.max_request_bytes` is cut, and a header says so.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from twinlens.replica.counting import ComparedWindow, comparison_records
 from twinlens.settings import Settings
 from twinlens.window.item import Headers, Item, OutgoingRecord
 
-SPARE_BYTES = 4_096  #: of `kafka.max_request_bytes`, for what surrounds a dead letter
+SPARE_BYTES = 4_096  #: of `kafka.max_request_bytes`, left for what surrounds a dead letter
 HEADER_BYTES = 10  #: around a header's name and value: their lengths, in up to five bytes each
 
 
 class OutputWriter:
-    """Builds output records; knows the names that stay the same for the life of a replica."""
+    """Builds the output records of one replica."""
 
     def __init__(self, settings: Settings, replica: str) -> None:
         self._settings = settings
@@ -64,8 +64,8 @@ class OutputWriter:
     def dead_letter(self, item: Item, now_ms: int) -> OutgoingRecord:
         """A refused record as it came, with the reason in its headers.
 
-        Where the record is a replayed letter, the header that names the letter stays. Others named `twinlens.*` do
-        not: a letter that another tool has moved back would get a second set of them.
+        If it is a replayed letter, the header that names the letter stays. Other headers named `twinlens.*` are
+        removed: a letter that another tool has moved back would otherwise have two sets of them.
         """
         refusal = item.refusal
         assert refusal is not None
@@ -81,9 +81,9 @@ class OutputWriter:
         ]
         kept = own_headers(item.headers) + [(name, held) for name, held in item.headers if name == REPLAYED_FROM][-1:]
         value = item.value
-        if value is None and item.key is None:  # Kafka takes no record with neither; the reason says it was a tombstone
+        if value is None and item.key is None:  # producers send no such record; the reason says it was a tombstone
             value = b""
-        # Kafka must take it, or a record that cannot be read would stop the stream after all.
+        # Kafka must accept it, or a record that cannot be read would stop the stream.
         headers = sum(len(name.encode()) + len(held) + HEADER_BYTES for name, held in kept + added)
         taken = len(item.key or b"") + headers + SPARE_BYTES
         room = max(0, self._settings.kafka.max_request_bytes - taken)
@@ -94,7 +94,7 @@ class OutputWriter:
 
 
 class _Views:
-    """The records of one tweet, from columns that are unpacked once per window."""
+    """Makes the records of one tweet from columns that are unpacked once per window."""
 
     def __init__(self, done: ComparedWindow, replica: str, window: str, settings: Settings) -> None:
         self._done = done

@@ -23,15 +23,15 @@ from twinlens.window.window import Window
 
 log = structlog.get_logger(__name__)
 
-MAX_REDONE = 12  #: aborted windows in a row, some 15 s, after which another replica shall try
+MAX_REDONE = 12  #: aborted windows in a row, about 15 s, after which another replica is to try
 LONGEST_PAUSE_S = 2.0  #: between two windows that could not be committed
 
 
 class Publishing:
     """Commits what compute hands over. `run` is the thread's body.
 
-    `sizing` learns what a commit takes. `observe` is called with every window that was published or must be read again.
-    With `commit_outside` the intake thread commits the offsets once the outputs are published.
+    `sizing` learns how long a commit takes. `observe` gets every window that was published or must be read again. With
+    `commit_outside` the intake thread commits the offsets after the outputs are published.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class Publishing:
         self._observe = observe
 
     def run(self) -> None:
-        """Until compute has ended and its last window is published. Raises AskUser and ReplaceReplica."""
-        redone = 0  # windows in a row that were ours and could not be committed
+        """Publish until compute has ended and its last window is out. Raises AskUser and ReplaceReplica."""
+        redone = 0  # windows in a row that were this replica's and could not be committed
         try:
             while (done := self._handover.take()) is not None:
                 try:
@@ -73,12 +73,12 @@ class Publishing:
                         time.sleep(min(0.05 * 2**redone, LONGEST_PAUSE_S))  # a broker in trouble gets a pause
                 else:
                     redone = 0
-                del done  # its bytes are given free already; let go of them before the next window comes
+                del done  # the backlog counts its bytes as free already, so release them before the next window comes
         finally:
             self._handover.close()
 
     def commit(self, done: ComparedWindow) -> None:
-        """Publish a window and its offsets. Raises RedoWindow when it is no longer ours or was aborted."""
+        """Publish a window and its offsets. Raises RedoWindow when it is no longer this replica's, or was aborted."""
         window = done.window
         if not self._backlog.current(window):
             raise RedoWindow("its partitions were revoked")
@@ -97,12 +97,14 @@ class Publishing:
         self._report(done, publish_s)
 
     def _claim(self, window: Window) -> Any | None:
-        """The group metadata, or None when the window is no longer ours. In this order: see TransactionalPublisher."""
+        """The group metadata, or None when the window is no longer this replica's. The order matters: see
+        TransactionalPublisher.
+        """
         metadata = self._intake.group_metadata()
         return metadata if metadata is not None and self._backlog.current(window) else None
 
     def _give_back(self, done: ComparedWindow, reason: RedoWindow) -> bool:
-        """The window was not committed. Returns whether it was still ours, so that this replica reads it again."""
+        """The window was not committed. Returns whether this replica still owned it, and so reads it again."""
         log.warning("window will be read again", window=done.window.number, reason=str(reason))
         self._report(done, None)
         abandoned = self._backlog.abandon(done.window)
@@ -111,7 +113,7 @@ class Publishing:
         return bool(abandoned)
 
     def _report(self, done: ComparedWindow, publish_s: float | None) -> None:
-        """Metrics are not worth a replica."""
+        """Report to the metrics. A failure there must not end the replica."""
         window = done.window
         tweets = len(done.comparison.verdicts)
         refused = len(window.items) - tweets

@@ -1,8 +1,8 @@
 """The limit on refusals: a wrong format setting must not drain a topic into the dead-letter topic.
 
-What was refused is counted per partition, in the order of offsets, and travels as the metadata of the committed offset:
-the count moves with the commit, so a window that is redone is counted once, and a replica that takes over
-goes on from where the last one stood instead of letting as many through again.
+Refused records are counted per partition, in the order of offsets. The count is the metadata of the committed offset,
+so it moves with the commit: a window that is redone is counted once, and a replica that takes a partition over
+continues the count instead of starting at 0.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ MEMORY_RECORDS = 1_000  #: `share` is an exponentially weighted mean over about 
 
 
 class Refusals(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What was refused of one partition up to an offset."""
+    """How much of one partition was refused, up to an offset."""
 
     in_a_row: int = 0  #: refused since the last tweet
-    share: float = 0.0  #: of the records, the last thousand weighing most
+    share: float = 0.0  #: share of the records; the last thousand weigh most
 
     def after(self, *, refused: bool) -> Refusals:
-        """Once one more record was read."""
+        """The counts after one more record."""
         share = self.share + (float(refused) - self.share) / MEMORY_RECORDS
         return Refusals(self.in_a_row + 1 if refused else 0, share)
 
 
 class RefusalLimit:
-    """Counts refusals by partition. `resume` is called by the intake thread, the rest by the publish thread."""
+    """Counts refusals by partition. The intake thread calls `resume`, the publish thread everything else."""
 
     def __init__(self, settings: IntakeSettings) -> None:
         self._settings = settings
         self._committed: dict[Partition, Refusals] = {}
 
     def resume(self, partition: Partition, metadata: str) -> None:
-        """Begin a partition with the metadata of its committed offset; metadata of somebody else counts as none."""
+        """Begin a partition with the metadata of its committed offset. Metadata of another program is ignored."""
         try:
             self._committed[partition] = msgspec.json.decode(metadata, type=Refusals)
         except msgspec.MsgspecError:
             self._committed[partition] = Refusals()
 
     def after(self, window: Window) -> dict[Partition, Refusals]:
-        """What is to be committed with `window`. Raises AskUser where it passes the limit."""
+        """The counts to commit with `window`. Raises AskUser when they pass the limit."""
         counts: dict[Partition, Refusals] = {}
         for item in window.items:
             before = counts.get(item.source) or self._committed.get(item.source) or Refusals()
@@ -59,7 +59,7 @@ class RefusalLimit:
         return counts
 
     def committed(self, counts: dict[Partition, Refusals]) -> None:
-        """The window was committed with these."""
+        """Take over the counts that a window was committed with."""
         self._committed.update(counts)
 
     def _passed(self, now: Refusals) -> str | None:
@@ -72,5 +72,5 @@ class RefusalLimit:
 
 
 def as_metadata(refusals: Refusals) -> str:
-    """As the metadata of an offset."""
+    """The counts as metadata of an offset."""
     return msgspec.json.encode(refusals).decode()

@@ -1,12 +1,12 @@
-"""One replica: a member of the consumer group with its own copy of the model. Three threads with bounded hand-overs,
-and one that ends what dead members left open (`broker.recovery`):
+"""One replica: a member of the consumer group with its own copy of the model. It has three threads with bounded
+hand-overs, and one that aborts transactions of members that died (`broker.recovery`):
 
     intake ──backlog──▶ compute ──one window──▶ publish
       ▲                                            │
       └───────── read again / commit ──────────────┘
 
-Intake polls, decodes and tokenizes; compute draws a window, runs both paths and compares; publish commits it. A thread
-that dies, or a call to Kafka that does not return, fails `check_health`, and Ray Serve starts another replica.
+Intake polls, decodes and tokenizes. Compute draws a window, runs both paths and compares. Publish commits it. When a
+thread dies or a call to Kafka does not return, `check_health` fails and Ray Serve starts another replica.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Observe = Callable[[WindowReport], None]
 
 @dataclass(frozen=True)
 class Parts:
-    """What a replica is made of, in the order of a tweet's way."""
+    """What a replica is made of, in the order in which a tweet passes through."""
 
     intake: Intake
     backlog: Backlog
@@ -62,10 +62,10 @@ class Parts:
 def new_replica(
     settings: Settings, name: str, instance_id: str | None = None, observe: Observe = lambda _: None
 ) -> Replica:
-    """Load the models, reach Kafka, and wire the parts together. Raises AskUser.
+    """Load the models, connect to Kafka, and wire the parts together. Raises AskUser.
 
-    `name` is unique among living replicas; `instance_id` makes it a static member. `observe` is called with every
-    window that was published or must be read again, by the publish thread.
+    `name` is unique among running replicas; `instance_id` makes this one a static member. The publish thread calls
+    `observe` with every window that was published or must be read again.
     """
     access.check_application(settings)
     inference = Inference(settings, name)
@@ -154,7 +154,7 @@ class Replica:
             )
 
     def autoscaling_stats(self) -> ReplicaStats:
-        """What autoscaling goes by. Waits for the intake thread, for `MEASURE_TIMEOUT_S` at most."""
+        """What autoscaling decides by. Waits for the intake thread, `MEASURE_TIMEOUT_S` at most."""
         compute = self.parts.compute
         lag = None if self.stopping else self.parts.intake.measure(MEASURE_TIMEOUT_S)
         if lag is None:
@@ -169,7 +169,7 @@ class Replica:
         )
 
     def reconfigure(self, batching: BatchingSettings, raw: RawSettings, predict: PredictSettings) -> None:
-        """Take other window and batch limits and pipeline arguments from the next window on; no record is dropped."""
+        """Use other limits and pipeline arguments from the next window on. No record is dropped. Raises ValueError."""
         now = self._settings
         fixed = {"model", "revision", "dtype"}
         if any(getattr(predict, name) != getattr(now.predict, name) for name in fixed):

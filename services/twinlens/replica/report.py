@@ -1,4 +1,4 @@
-"""What is to be known of a window when it is done: why it had its size, and what the cost model made of it. Pure."""
+"""What the metrics say about a window: why it had its size, and how well the cost model predicted it. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twinlens.window.window import Dispatch
 
 @dataclass(frozen=True)
 class PathWork:
-    """The forward passes of one path over a window. Taken before the cost model learns from them."""
+    """The forward passes of one path over a window, before the cost model learns from them."""
 
     tokens: int  #: without padding
     padded_tokens: int

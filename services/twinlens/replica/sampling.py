@@ -1,4 +1,4 @@
-"""Which tweets the pipeline runs on where it runs on a sample only. Pure."""
+"""Which tweets the pipeline runs on in sampled mode. Pure."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ _HASHES = 2**64
 
 
 def sampled(items: Sequence[Item], application: str, share: float) -> npt.NDArray[np.bool_]:
-    """[n] whether the pipeline runs on each of `items`: independently of each other, with probability `share`.
+    """[n] whether the pipeline runs on each of `items`: independently, with probability `share`.
 
-    A function of the application and the source coordinates alone, so a window that is redone, or cut elsewhere, has
-    the same sample, and anybody can compute it again: BLAKE2b-64 of `application/topic/partition/offset` as a
-    big-endian integer is below share * 2^64. A larger share takes these tweets and more.
+    It depends only on the application and the source coordinates. So a window that is redone or cut in another place
+    has the same sample, and anybody can compute it: a tweet is in the sample if BLAKE2b-64 of
+    `application/topic/partition/offset`, as a big-endian integer, is below share * 2^64. A larger share contains the
+    tweets of a smaller one.
     """
     return np.array([_draw(item, application) < share * _HASHES for item in items], np.bool_)
 
 
 def _draw(item: Item, application: str) -> int:
-    name = f"{application}/{item.topic}/{item.partition}/{item.offset}"  # no part but the last two can be mistaken
+    name = f"{application}/{item.topic}/{item.partition}/{item.offset}"  # no two tweets have the same
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")

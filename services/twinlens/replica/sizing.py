@@ -1,4 +1,4 @@
-"""How many of the waiting records make the next window, by what windows have taken so far. Pure."""
+"""How many of the waiting records make the next window, judged by how long earlier windows took. Pure."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from twinlens.replica.cost import OUTLIER_RATIO, CostModel
 from twinlens.window.window import Dispatch, Reason
 
 LEARNING_RATE = 0.2  #: weight of the newest window
-FIRST_PUBLISHING = (10e-3, 1e-4, 0.0)  #: seconds per commit and per record, before the first one
+FIRST_PUBLISHING = (10e-3, 1e-4, 0.0)  #: seconds per commit and per record, before the first commit
 
 
 class Sizing:
-    """What is learned of windows as a whole, beside the cost of passes. `published` may be called by another thread.
+    """What is learned from whole windows, in addition to the cost of passes. Another thread may call `published`.
 
-    `publishing` is what a commit is thought to cost before the first one: a fixed price, and one per record.
+    `publishing` is the assumed cost of a commit before the first one: a fixed part, and a part per record.
     """
 
     def __init__(self, publishing: CostModel | None = None) -> None:
@@ -30,8 +30,8 @@ class Sizing:
     ) -> tuple[int, Dispatch]:
         """The size of the next window, at least 1, and why.
 
-        `lengths` are the tokens of the records that a window may hold, oldest first, out of `waiting` ones; `age_s` is
-        the age of the oldest of them, whose results are due when it is `objective_s`.
+        `lengths` are the token counts of the records that a window may hold, oldest first, of `waiting` records in all.
+        `age_s` is the age of the oldest of them. Its results are due when it is `objective_s` old.
         """
         bare = window_seconds(lengths, forwards)
         compute_s = self.overhead * bare.total
@@ -50,9 +50,8 @@ class Sizing:
         )
 
     def computed(self, lengths: Sequence[int], forwards: Sequence[Forward], seconds: float) -> None:
-        """A window of texts of `lengths` tokens took `seconds`. `forwards` as they were before they learned from it.
-
-        An outlier is cut, not ignored.
+        """Learn that a window of texts of `lengths` tokens took `seconds` to compute. `forwards` must not have learned
+        from it yet. An outlier is limited, not ignored.
         """
         if not lengths or seconds <= 0:
             return
@@ -62,5 +61,5 @@ class Sizing:
         self.overhead += LEARNING_RATE * (ratio - self.overhead)
 
     def published(self, records: int, seconds: float) -> None:
-        """A window of `records` records was encoded, sent and committed in `seconds`."""
+        """Learn that a window of `records` records was encoded, sent and committed in `seconds`."""
         self._publishing.learn(records, 1, seconds)

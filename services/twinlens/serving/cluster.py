@@ -33,19 +33,17 @@ def local_cluster(num_cpus: int | None = None, *, verbose: bool = False) -> Iter
     if not verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    terminate = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            log_to_driver=verbose,
-            logging_level=logging.WARNING if verbose else logging.ERROR,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=str(folder),
-            namespace="twinlens",
-        )
-        # Ray's own handler of SIGTERM aborts the process, and the processes it started keep running.
-        signal.signal(signal.SIGTERM, terminate)
+        with _interrupts_held_back():
+            ray.init(
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                log_to_driver=verbose,
+                logging_level=logging.WARNING if verbose else logging.ERROR,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=str(folder),
+                namespace="twinlens",
+            )
         yield
         # Deleting the applications lets replicas finish and commit. The controller ends with the cluster. Shutting
         # Serve down first would take seconds, and Ray would report calls to a controller that no longer exists.
@@ -62,19 +60,39 @@ def connected_cluster(address: str, *, verbose: bool) -> Iterator[None]:
     import ray  # noqa: PLC0415
 
     try:
-        ray.init(
-            address=address,
-            namespace="twinlens",
-            log_to_driver=verbose,
-            logging_level=logging.WARNING if verbose else logging.ERROR,
-        )
+        with _interrupts_held_back():
+            ray.init(
+                address=address,
+                namespace="twinlens",
+                log_to_driver=verbose,
+                logging_level=logging.WARNING if verbose else logging.ERROR,
+            )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise AskUser(f"No Ray cluster answers at {address} ({str(error).splitlines()[0]}).") from None
-    terminate_like_ctrl_c()  # again, because ray.init() sets its own handler
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Around `ray.init`: Ctrl-C and SIGTERM take effect when it has returned.
+
+    An interrupt in the middle of it crashes the process or is lost (Ray 2.60). Ray also puts a SIGTERM handler of its
+    own in place, which aborts the process and leaves behind what it has started. Here the former handler comes back.
+    """
+    held: list[int] = []
+    before = {
+        each: signal.signal(each, lambda number, _: held.append(number)) for each in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    if held:
+        signal.raise_signal(held[0])
 
 
 def terminate_like_ctrl_c() -> None:

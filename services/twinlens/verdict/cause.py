@@ -1,8 +1,8 @@
-"""Why a tweet diverges: a ladder of rungs; the first one that fails names the cause. Pure.
+"""Why a tweet diverges: a ladder of checks. The first one that fails names the cause. Pure.
 
-Later rungs are not assessable once one has failed: different tokens explain any difference in the logits. The answer
-is never forced: when every rung holds and the paths still differ, the cause is `unexplained`.
-The certainty is `consistent`: the evidence fits. `confirmed` is kept for a replay that closed the gap.
+Once a check has failed, later ones say nothing: different tokens explain any difference in the logits. No cause is
+forced. When every check holds and the paths still differ, the cause is `unexplained`. The certainty is `consistent`:
+the evidence fits. `confirmed` is reserved for an experiment that closed the gap.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from twinlens.paths.observations import Observations, apply_function
 from twinlens.records import Cause, Verdict
 from twinlens.verdict.compare import Comparison
 
-#: Logits this close are the same logits: a float32 softmax turns them into scores that differ by less than 1e-5.
+#: Logits this close count as the same: a float32 softmax makes scores of them that differ by less than 1e-5.
 SAME_LOGITS = 1e-5
 
 
@@ -31,9 +31,9 @@ def cause_of(row: int, comparison: Comparison, raw: Observations, predict: Obser
 
 
 def _inputs(row: int, verdict: Verdict, raw: Observations, predict: Observations) -> Cause | None:
-    """What went in: truncation, token ids, mask."""
+    """Check what went in: truncation, token ids, mask."""
     if verdict is Verdict.ONE_SIDED:
-        # Where one path cut the text and the other broke on it, the missing cut is the reason.
+        # One path cut the text, and the other one raised on the whole of it: the missing cut is the reason.
         survivor = raw if predict.errors[row] is not None else predict
         broken = predict if survivor is raw else raw
         return Cause.TRUNCATION if survivor.truncated[row] and not broken.truncated[row] else Cause.ERROR
@@ -47,7 +47,7 @@ def _inputs(row: int, verdict: Verdict, raw: Observations, predict: Observations
 
 
 def _circumstances(raw: Observations, predict: Observations) -> Cause | None:
-    """What ran: mode, weights, precision, device. The same for all rows of a window."""
+    """Check what ran: mode, weights, precision, device. The answer is the same for all rows."""
     if raw.facts.training or predict.facts.training or raw.control_differs:
         return Cause.MODE
     if raw.facts.model != predict.facts.model:
@@ -60,24 +60,24 @@ def _circumstances(raw: Observations, predict: Observations) -> Cause | None:
 
 
 def _numbers(row: int, comparison: Comparison, raw: Observations, predict: Observations) -> Cause | None:
-    """What came out: post-processing and label map where one of them closes the gap, else batch numerics."""
+    """Check what came out: post-processing or label map where one of them closes the gap, or else batch numerics."""
     if (raw.facts.function, raw.facts.labels) != (predict.facts.function, predict.facts.labels):
         return _other_answer(row, comparison, raw, predict)
     delta = float(comparison.logits_delta[row])
     if delta <= SAME_LOGITS:
-        # Saturated scores tie, and argmax over scores then takes the first of them, whatever the logits say.
+        # Saturated scores are equal, and argmax takes the first of them, whatever the logits say.
         scores = np.sort(apply_function(predict.facts.function, predict.logits[row : row + 1])[0])
         return Cause.POST_PROCESSING if scores.size > 1 and scores[-1] == scores[-2] else None
     if not _shapes_differ(row, raw, predict):
         return None
     if comparison.verdicts[row] is Verdict.LABEL:
-        # Two logits can change places only if each moved by up to `delta` and they were that close.
+        # Two logits change places only if they were within twice of what each of them moved.
         return Cause.BATCH_NUMERICS if float(comparison.margin[row]) <= 2 * delta else None
     return Cause.BATCH_NUMERICS if float(comparison.score_delta[row]) <= 2 * comparison.tolerance else None
 
 
 def _other_answer(row: int, comparison: Comparison, raw: Observations, predict: Observations) -> Cause | None:
-    """The raw logits under the predict path's function and labels: do they give its answer?"""
+    """Apply the predict path's function and labels to the raw logits: does that give its answer?"""
     if raw.logits.shape[1] != predict.logits.shape[1]:
         return Cause.LABEL_MAP
     scores = apply_function(predict.facts.function, raw.logits[row : row + 1])[0]

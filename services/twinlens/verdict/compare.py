@@ -1,9 +1,9 @@
-"""Two observations of a window to a verdict per tweet. Vectorised and pure.
+"""Two observations of the same texts to a verdict per text. Vectorised and pure.
 
 A tweet diverges when the labels differ (`label`), when they agree and the scores differ by more than the tolerance
 (`score`), or when one path raised and the other did not (`one_sided`). The tolerance is the configured one or the
-measured noise floor, whichever is larger: half of all rows differ in the last bits and mean nothing. A derived
-prediction is not compared: it comes from the raw path and could tell nothing of the pipeline.
+measured noise floor, whichever is larger: half of all rows differ in their last bits, which means nothing. A derived
+prediction is not compared. It comes from the raw path and says nothing about the pipeline.
 """
 
 from __future__ import annotations
@@ -21,13 +21,12 @@ _VERDICTS = (Verdict.AGREE, Verdict.LABEL, Verdict.SCORE, Verdict.ONE_SIDED, Ver
 
 @dataclass(frozen=True)
 class Comparison:
-    """Columns over the n tweets of a window; deltas are NaN where nothing was compared, a path raised or the label
-    sets differ."""
+    """Columns over n tweets. Deltas are NaN where nothing was compared, a path raised, or the label sets differ."""
 
-    verdicts: list[Verdict | None]  #: None: the prediction is derived, nothing was compared
-    score_delta: Floats  #: [n] |raw score - predict score|, of the labels on top
+    verdicts: list[Verdict | None]  #: None: the prediction is derived, so nothing was compared
+    score_delta: Floats  #: [n] |raw score - predict score|, each of its own best label
     logits_delta: Floats  #: [n] largest |raw logit - predict logit|
-    margin: Floats  #: [n] raw path: highest logit minus second highest (a single logit: its distance from 0)
+    margin: Floats  #: [n] raw path: highest logit minus second highest; of a single logit, its distance from 0
     tolerance: float
 
     @property
@@ -62,8 +61,10 @@ def compare(raw: Observations, predict: Observations, score_tolerance: float, no
 
 
 def _labels_differ(raw: Observations, predict: Observations) -> npt.NDArray[np.bool_]:
-    """By name, not by index: a label map that was permuted is a divergence, two indices of one name are none. Means
-    nothing where a path raised."""
+    """Compare labels by name, not by index: a permuted label map is a divergence, two indices of one name are none.
+
+    Ignore rows where a path raised.
+    """
     names = {name: number for number, name in enumerate((*raw.facts.labels, *predict.facts.labels))}
     raw_names, predict_names = (np.array([names[name] for name in seen.facts.labels]) for seen in (raw, predict))
     return np.asarray(raw_names[raw.top] != predict_names[predict.top])

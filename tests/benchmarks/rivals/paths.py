@@ -16,7 +16,7 @@ class Paths(NamedTuple):
 
 
 def load(job: Job) -> Paths:
-    # Read by libgomp and tokenizers when they are loaded, hence before the imports.
+    # Read by libgomp and tokenizers when they are loaded, so before the imports.
     os.environ |= {"OMP_NUM_THREADS": str(job.threads), "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline

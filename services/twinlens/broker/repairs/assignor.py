@@ -1,10 +1,16 @@
 """Cooperative-sticky assignment in which a partition never has two owners.
 
-kafka-python 3.0.12 errs twice where its members are many and die. A member that was evicted joins again with a claim to
-what it had, though somebody else has it by now (in Java the claim is what the consumer owns, ConsumerCoordinator.java).
-And a leader that sees two claims to a partition takes one of them for the truth, so that it moves at once, without
-having been revoked (KIP-429 has it revoked first). Between the two, both commit the same tweets, each in a generation
-that the broker takes for good.
+Two defects of kafka-python 3.0.12 matter where members are many and die. Together they let two members commit the same
+tweets, each in a generation that the broker accepts.
+
+`forget`: an evicted member joins again with a claim to what it had, though somebody else has it by now. In Java the
+claim is what the consumer owns at that moment (ConsumerCoordinator.java).
+No longer needed when `test_a_member_that_was_evicted_claims_what_it_had` fails.
+
+`assign`: a leader that sees two claims to a partition believes one of them. The partition moves at once, without having
+been revoked; KIP-429 has it revoked first. Java believes the claim of the later generation, and none of two claims
+of the same one (AbstractStickyAssignor.java).
+No longer needed when `test_an_assignor_gives_a_disputed_partition_to_one_of_the_two` fails.
 """
 
 from __future__ import annotations

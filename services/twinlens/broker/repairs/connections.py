@@ -1,4 +1,17 @@
-"""Connections to Kafka that tell why they cannot be made."""
+"""Connections to Kafka that tell why they cannot be made.
+
+Four defects of kafka-python 3.0.12, and the test that fails when the repair is no longer needed:
+
+* A client that cannot get its first connection tries again until its time is up, also where no other try can help, and
+  then tells only that time is up (`get_connection`, `_do_bootstrap`). Java raises what authentication or TLS refused.
+  `test_a_client_that_no_other_try_helps_tells_only_that_time_is_up`
+* A constructor that raises leaves its threads running (`bootstrap`). Java closes what it has opened.
+  `test_a_client_that_cannot_be_made_leaves_a_thread`
+* A socket whose handshake fails stays open (`_build_transport`).
+  `test_a_socket_whose_handshake_fails_is_left_to_the_garbage_collector`
+* What is read together with the end of a connection is dropped (`_data_before_the_end`). This is how a broker refuses
+  credentials. `test_what_is_read_together_with_the_end_of_a_connection_is_dropped`
+"""
 
 from __future__ import annotations
 
@@ -23,12 +36,7 @@ Received = tuple[bytes, Exception | None]
 
 
 class Connections(KafkaConnectionManager):  # type: ignore[misc]
-    """kafka-python's connections. A client that cannot get its first one raises the reason, and leaves nothing open.
-
-    kafka-python 3.0 tries again until its time is up, whatever a broker says, and then tells that time is up. What it
-    reads together with the end of a connection it drops, and that is how a broker refuses credentials. A socket whose
-    handshake fails it leaves open.
-    """
+    """kafka-python's connections. A client that cannot get its first one raises the reason, and leaves nothing open."""
 
     def __init__(self, net: Any, **configs: Any) -> None:
         super().__init__(net, **configs)

@@ -1,5 +1,19 @@
-"""Who this consumer is in its group, and what kafka-python 3.0.12 gets wrong about it. Each mend has a test in
-tests (test_membership.py, test_intake.py, test_rebalance.py) that fails without it.
+"""Who this consumer is in its group, and what kafka-python 3.0.12 gets wrong about it.
+
+Four defects, and the test that fails when the repair is no longer needed:
+
+* Between an eviction and its callback the group metadata names no member (`is_member`). Java keeps the last member
+  until the next join, and the broker refuses that one. `test_a_member_that_was_evicted_has_no_name_before_it_tells`
+* A member that learns of its eviction from the answer to its join gets no callback (`replaced`, `adopt`). Java calls
+  `onPartitionsLost`. `test_a_member_that_learns_of_its_eviction_from_a_join_says_nothing`
+* A join for partitions that were added is forgotten when it ends between two polls (`keep_joining`). Java asks whether
+  a join is needed or pending. `test_a_join_that_ends_between_two_polls_is_forgotten`
+* The answer to an old question for committed offsets is given to the next who asks (`forget_answers`). Java's classic
+  consumer keeps it, too, but only within a generation.
+  `test_the_answer_to_a_question_whose_asker_gave_up_is_given_to_the_next`
+
+That the repairs work is tested in tests/unit/test_membership.py, test_intake.py and test_rebalance.py in
+tests/integration.
 """
 
 from __future__ import annotations

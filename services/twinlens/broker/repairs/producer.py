@@ -1,4 +1,13 @@
-"""A producer that survives a coordinator that cannot be reached, and that can be closed when it cannot flush."""
+"""A producer that survives a coordinator that cannot be reached, and that can be closed when it cannot flush.
+
+Two defects of kafka-python 3.0.12, and the test that fails when the repair is no longer needed:
+
+* A transactional request is lost when its coordinator cannot be reached, and its caller waits for ever
+  (`outlive_unreachable_coordinators`). Java queues it again (Sender.java, `maybeFindCoordinatorAndRetry`).
+  `test_a_request_to_a_coordinator_that_cannot_be_reached_is_forgotten`
+* `close` flushes first, raises when that takes too long, and leaves the sender's thread running (`close_producer`).
+  Java gives up the records that are left. `test_a_producer_that_cannot_flush_cannot_be_closed`
+"""
 
 from __future__ import annotations
 
@@ -12,8 +21,8 @@ log = structlog.get_logger(__name__)
 
 
 def outlive_unreachable_coordinators(producer: KafkaProducer) -> None:
-    """Let `await_ready` say no where it raises. After an exception kafka-python 3.0.12 forgets the request that it was
-    about to send to a coordinator, and whoever waits for the answer waits for ever; after a no it tries again.
+    """Let `await_ready` say no where it raises. After an exception the sender forgets the request that it was about to
+    send to a coordinator; after a no it tries again.
     """
     client = producer._sender._client
     await_ready = client.await_ready
