@@ -77,10 +77,10 @@ def connected_cluster(address: str, *, verbose: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    """Around `ray.init`: Ctrl-C and SIGTERM take effect when it has returned.
+    """Use it around `ray.init`: Ctrl-C and SIGTERM take effect only when `ray.init` has returned.
 
-    An interrupt in the middle of it crashes the process or is lost (Ray 2.60). Ray also puts a SIGTERM handler of its
-    own in place, which aborts the process and leaves behind what it has started. Here the former handler comes back.
+    An interrupt during `ray.init` crashes the process or is lost (Ray 2.60). Ray also sets its own SIGTERM handler,
+    which aborts the process, and the processes it started keep running. This restores the previous handlers.
     """
     held: list[int] = []
     before = {
