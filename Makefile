@@ -77,7 +77,7 @@ test: lint ## lint, then the quick tests; options in PYTEST_ARGS, for example PY
 
 .PHONY: test-slow
 test-slow: venv-test ## the slower tests: killed replicas and rebalances on a real Kafka, fuzzing, a short chaos run
-	$(BIN)/pytest -m '(slow or chaos) and not testcontainers' $(PYTEST_ARGS)
+	$(BIN)/pytest --hypothesis-profile=full -m '(slow or chaos or hypothesis) and not testcontainers' $(PYTEST_ARGS)
 
 .PHONY: chaos
 chaos: venv-test ## half an hour of faults while tweets stream; needs KAFKA_HOME; REPORT=FILE writes the results

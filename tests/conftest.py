@@ -18,9 +18,10 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# A busy machine makes any time limit per example lie.
-settings.register_profile("twinlens", deadline=None)
-settings.load_profile("twinlens")
+# No time limit per example: on a busy machine it would fail at random.
+settings.register_profile("full", deadline=None)  # `make test-slow` runs all property tests with it
+settings.register_profile("quick", deadline=None, max_examples=50)
+settings.load_profile("quick")
 
 ModelFolder = Callable[..., Path]
 

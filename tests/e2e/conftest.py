@@ -1,4 +1,4 @@
-"""One Ray for all tests of this folder, and applications that are gone after their test."""
+"""One Ray for all tests of this folder, and applications that end with their test."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def deploy(broker: str, http_port: int) -> Iterator[Callable[..., Deployed]]:
 
     yield make
     for name in names:
-        serve.delete(name)
+        serve.delete(name, _blocking=False)  # Serve takes three seconds for it, in which the next test can begin
 
 
 def new_settings(broker: str, *, input_topic: str | None = None, partitions: int = 2, **sections: Any) -> Settings:

@@ -91,18 +91,18 @@ def test_demo_streams_a_file_once_and_dead_letters_what_it_cannot_read(mark: dic
 
 @pytest.mark.parametrize("when", ["starting", pytest.param("streaming", marks=pytest.mark.slow)])
 def test_ctrl_c_leaves_nothing_behind(mark: dict[str, str], when: str) -> None:
-    process = subprocess.Popen([*COMMAND, "demo"], env=mark, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    try:
-        seen = b""
-        while process.stdout is not None and when == "streaming" and b"streaming" not in seen:
-            seen += process.stdout.read1()
-            assert process.poll() is None, seen.decode()
-        if when == "starting":  # Ray is about to: an interrupt in the middle of ray.init() would crash the process
-            wait_until(lambda: any("raylet" in each for each in marked(mark["TWINLENS_TEST_MARK"])), "Ray starts")
-        process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    with subprocess.Popen([*COMMAND, "demo"], env=mark, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        try:
+            seen = b""
+            while process.stdout is not None and when == "streaming" and b"streaming" not in seen:
+                seen += process.stdout.read1()
+                assert process.poll() is None, seen.decode()
+            if when == "starting":  # Ray is about to: an interrupt in the middle of ray.init() would crash the process
+                wait_until(lambda: any("raylet" in each for each in marked(mark["TWINLENS_TEST_MARK"])), "Ray starts")
+            process.send_signal(signal.SIGINT)
+            output, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == (0 if when == "streaming" else 130), output.decode()
     assert b"Traceback" not in output
     if when == "streaming":
@@ -120,7 +120,7 @@ def write_config(folder: Path, address: str, port: int, **args: Any) -> Path:
                 "args": {
                     "application": name,
                     "topics": {"input": name},
-                    "kafka": {"bootstrap_servers": address, "session_timeout_ms": 3000},
+                    "kafka": {"bootstrap_servers": address, "session_timeout_ms": 2000},
                     **args,
                 },
                 "deployments": [{"name": "Replica", "ray_actor_options": {"num_cpus": 1}}],

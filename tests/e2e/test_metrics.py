@@ -39,6 +39,7 @@ def deployed(deploy: Callable[..., Deployed], broker: str) -> Deployed:
     return deploy(new_settings(broker, batching={"max_window_items": 50}))
 
 
+@pytest.mark.slow
 def test_every_window_is_explained(deployed: Deployed) -> None:
     application = deployed.settings.application
     poison = [(None, b"\xff", [])]

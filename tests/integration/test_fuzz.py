@@ -84,7 +84,7 @@ def rig(broker: str, model_folder: ModelFolder) -> Iterator[Rig]:
         {
             "application": "fuzz",
             "topics": {"input": "fuzz"},
-            "kafka": {"bootstrap_servers": broker, "session_timeout_ms": 5000},
+            "kafka": {"bootstrap_servers": broker, "session_timeout_ms": 2000},
             "raw": {"model": str(model_folder("bert", "three"))},
             "intake": {
                 "max_text_chars": MAX_TEXT_CHARS,

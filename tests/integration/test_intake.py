@@ -28,6 +28,12 @@ def settings(new_settings: Callable[..., Settings], model_folder: ModelFolder) -
     return new_settings(partitions=1, raw={"model": str(model_folder())}, batching={"max_window_items": 20})
 
 
+@pytest.fixture
+def short_session(settings: Settings) -> Settings:
+    """The broker lets a member in when the session of the one that was evicted is over."""
+    return settings.model_copy(update={"kafka": settings.kafka.model_copy(update={"session_timeout_ms": 1000})})
+
+
 def feed(settings: Settings, count: int) -> int:
     return produce(settings, [(None, line, []) for line in lines(count)])
 
@@ -49,8 +55,9 @@ def test_an_old_answer_is_not_taken_for_the_committed_offset(settings: Settings)
     assert found.offset == sent
 
 
-def test_a_member_that_was_replaced_without_a_word_starts_over(settings: Settings) -> None:
+def test_a_member_that_was_replaced_without_a_word_starts_over(short_session: Settings) -> None:
     """kafka-python calls no callback when it learns of an eviction from the answer to its own join."""
+    settings = short_session
     sent = feed(settings, 100)
     with running_replica(settings) as replica:
         wait_until(lambda: committed(settings, replica) >= sent, "all committed")
@@ -73,7 +80,7 @@ def test_a_member_that_was_replaced_without_a_word_starts_over(settings: Setting
     assert report.published == sent
 
 
-def test_a_member_that_was_evicted_claims_nothing(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_member_that_was_evicted_claims_nothing(short_session: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     claims: list[list[Any]] = []
     metadata = SoleOwnerAssignor.metadata
 
@@ -83,7 +90,7 @@ def test_a_member_that_was_evicted_claims_nothing(settings: Settings, monkeypatc
         return found
 
     monkeypatch.setattr(SoleOwnerAssignor, "metadata", look)
-    with running_replica(settings) as replica:
+    with running_replica(short_session) as replica:
         wait_until(lambda: bool(assigned(replica)), "partitions")
         before = len(claims)
         in_its_thread(replica, replica.parts.intake.consumer._coordinator.reset_generation)

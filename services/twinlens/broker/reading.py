@@ -16,13 +16,14 @@ from twinlens.settings import Settings
 FETCH_WAIT_MS = 100  #: the broker answers an empty fetch after this long
 POLL_MS = 200  #: more than that, so an empty poll means that nothing was there
 LIVE_S = 3.0  #: reading goes on for at most this long after the end offset
-QUIET_POLLS = 2  #: after the end offset, this many empty polls in a row mean the end of the topic
+QUIET_POLLS = 2  #: after the end offset, this many empty polls in a row mean the end of the topics
 
 
 def read_topics(settings: Settings, topics: Iterable[str]) -> Iterator[tuple[str, Any]]:
     """Every committed record of `topics` that is there now, as (topic, ConsumerRecord).
 
-    Reads on after the end offset, because the one that the embedded broker reports lags by a batch.
+    Reads on after the end offset, because the one that the embedded broker reports lags by a batch. The end that comes
+    with every fetch does not, but it counts records of open transactions, which cannot be read.
     """
     consumer = new_consumer(
         settings.kafka,
@@ -41,12 +42,18 @@ def read_topics(settings: Settings, topics: Iterable[str]) -> Iterator[tuple[str
         for records in polls_until(consumer, ends):
             yield from ((record.topic, record) for record in records)
         reached, quiet = time.monotonic(), 0
-        while quiet < QUIET_POLLS and time.monotonic() - reached < LIVE_S:
+        while quiet < QUIET_POLLS and time.monotonic() - reached < LIVE_S and not _all_read(consumer, partitions):
             records = _flat(consumer.poll(POLL_MS))
             yield from ((record.topic, record) for record in records)
             quiet = 0 if records else quiet + 1
     finally:
         consumer.close()
+
+
+def _all_read(consumer: KafkaConsumer, partitions: Iterable[TopicPartition]) -> bool:
+    """Whether nothing lies after the positions, as the latest fetches tell it. Unknown before the first fetch."""
+    ends = ((consumer.position(partition), consumer.highwater(partition)) for partition in partitions)
+    return all(end is not None and position >= end for position, end in ends)
 
 
 def polls_until(
