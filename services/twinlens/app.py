@@ -23,7 +23,7 @@ from twinlens.dashboard.api import api, json_response
 from twinlens.logs import configure_logging
 from twinlens.monitor.monitor import Monitor as MonitorBody
 from twinlens.serving.metrics import ReplicaMetrics
-from twinlens.settings import BatchingSettings, PredictSettings, RawSettings, Settings
+from twinlens.settings import BatchingSettings, PredictSettings, RawSettings, Settings, with_present_names
 
 HEALTH: dict[str, Any] = {"health_check_period_s": 2, "health_check_timeout_s": 30}
 
@@ -72,7 +72,7 @@ class ReplicaDeployment:
             raise ValueError(f"user_config may hold batching, raw and predict, not {', '.join(sorted(unknown))}")
         now = self._settings.model_dump(include=set(sections))
         changes = {name: dict(user_config.get(name) or {}) for name in sections}
-        changes["predict"] = PredictSettings.with_present_names(changes["predict"])
+        changes["predict"] = with_present_names(changes["predict"])
         self._replica.reconfigure(**{name: kind(**{**now[name], **changes[name]}) for name, kind in sections.items()})
 
     def check_health(self) -> None:

@@ -1,15 +1,16 @@
-"""How many replicas the lag asks for: an autoscaling policy for Ray Serve.
+"""How many replicas the lag needs: an autoscaling policy for Ray Serve.
 
-Serve's own policy counts requests, and a replica that pulls from Kafka has none. Here each replica reports the lag and
-the arrival rate of its partitions and how many records it gets through per second (`ReplicaStats`, through
-`record_autoscaling_stats`); `observe` adds them up, `desired_replicas` decides, and `LagPolicy` is what Serve calls,
-ten times a second. Nothing here asks Kafka, so a broker that is away cannot hold up Serve's controller.
+Serve's own policy counts requests, but a replica that pulls from Kafka gets no requests. Here each replica reports the
+lag and the arrival rate of its partitions, and how many records it processes per second (`ReplicaStats`, through
+`record_autoscaling_stats`). `observe` adds the reports up, `desired_replicas` decides, and Serve calls `LagPolicy` ten
+times a second. Nothing here asks Kafka, so a broker that does not answer cannot block Serve's controller.
 
-The number is without memory on purpose. Serve (2.60, `ray.serve.autoscaling_policy._apply_autoscaling_config`) puts the
-delays around every policy and keeps their state: it scales only when the policy has wanted more than there is for
-`upscale_delay_s` without a break, or less for `downscale_delay_s`. Delays of our own would come on top of these.
+The decision has no memory, on purpose. Serve (2.60, `ray.serve.autoscaling_policy._apply_autoscaling_config`) adds
+delays to every policy and keeps their state: it scales up only after the policy has wanted more replicas than there are
+for `upscale_delay_s` without a break, and down only after it has wanted fewer for `downscale_delay_s`. Delays here
+would add to these.
 
-Serve pickles this module by value, so it imports nothing but the standard library.
+Serve pickles this module by value, so it imports only the standard library.
 """
 
 from __future__ import annotations
@@ -23,28 +24,28 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from ray.serve.config import AutoscalingContext
 
-log = logging.getLogger("ray.serve")  # the controller's own: it writes to its log file
+log = logging.getLogger("ray.serve")  # the controller's logger, which writes to its log file
 
-IDLE_LOAD = 0.05  #: below this share of what one replica gets through there is nothing to do
+IDLE_LOAD = 0.05  #: a load below this share of one replica's service rate counts as nothing to do
 
 
 @dataclass(frozen=True)
 class ReplicaStats:
-    """What one replica reports. Serve takes numbers only, so what is not known is 0 and marked as below."""
+    """What one replica reports. Serve takes only numbers, so an unknown value is 0, as noted below."""
 
     partitions: float = 0  #: of the input topic; 0: not known
-    measured_partitions: float = 0  #: of this replica's partitions, those that the next two numbers speak of
+    measured_partitions: float = 0  #: number of this replica's partitions that the next two numbers cover
     lag_records: float = 0  #: not committed yet
     arrival_records_per_s: float = 0
-    service_records_per_s: float = 0  #: what the replica gets through while it is behind; 0: not known
+    service_records_per_s: float = 0  #: what it processes while it is behind; 0: not known
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What there is to decide by. None: not known."""
+    """What the decision is based on. None: not known."""
 
-    target: int  #: replicas that Serve is to keep running
-    settled: bool  #: they all run, and each of them has partitions
+    target: int  #: number of replicas that Serve should keep running
+    settled: bool  #: whether they all run and each of them has partitions
     min_replicas: int
     max_replicas: int
     partitions: int | None
@@ -55,15 +56,15 @@ class Observation:
 
 @dataclass(frozen=True)
 class AutoscalingSettings:
-    """`policy_kwargs` of the Serve config file. ValueError when one is wrong."""
+    """`policy_kwargs` of the Serve config file. Raises ValueError if one is wrong."""
 
-    drain_target_s: float = 120.0  #: how soon the lag is to be gone
-    target_utilization: float = 0.8  #: share of the replicas' capacity that the arriving records may take
-    downscale_margin: float = 0.2  #: a replica less must be enough for this much more than there is
+    drain_target_s: float = 120.0  #: how soon the lag should be gone
+    target_utilization: float = 0.8  #: share of the replicas' capacity that the arriving records may use
+    downscale_margin: float = 0.2  #: scale down only if one replica less is enough for a load larger by this share
 
     @classmethod
     def of(cls, policy_kwargs: Mapping[str, Any]) -> Self:
-        """ValueError also for a name that there is not."""
+        """Raises ValueError also for an unknown name."""
         names = [field.name for field in fields(cls)]
         if unknown := sorted(set(policy_kwargs) - set(names)):
             raise ValueError(f"there is no {', '.join(unknown)}, but {', '.join(names)}")
@@ -85,10 +86,10 @@ class AutoscalingSettings:
 def observe(
     reports: Sequence[ReplicaStats], *, running: int, target: int, min_replicas: int, max_replicas: int
 ) -> Observation:
-    """Add up what the `running` replicas report; fewer reports than replicas where some have not reported yet.
+    """Add up what the `running` replicas report. Reports may be missing, if replicas have not reported yet.
 
-    A partition without an owner (a rebalance is under way, its replica is dead) is in nobody's report. Lag and arrival
-    rate are therefore known only when the replicas together speak of every partition.
+    A partition without an owner (during a rebalance, or because its replica died) is in no report. So lag and arrival
+    rate are known only if the reports together cover every partition.
     """
     partitions = int(max((report.partitions for report in reports), default=0)) or None
     complete = sum(report.measured_partitions for report in reports) == partitions
@@ -108,25 +109,25 @@ def observe(
 def desired_replicas(seen: Observation, settings: AutoscalingSettings) -> int:
     """The number of replicas to aim at, before Serve's delays.
 
-    The replicas have to get through what arrives, with room to spare, and through the lag within `drain_target_s`:
+    The replicas have to process what arrives, with some capacity left, and the lag within `drain_target_s`:
 
         needed rate = arrival rate / target_utilization + lag / drain_target_s
         replicas    = ceil(needed rate / service rate of one replica)
 
-    This is the target of Flink's autoscaler (`AutoScalerUtils.getTargetProcessingCapacity`; its third term, for the
-    records that come while a job restarts, is left out: here the replicas that there are go on). Between
-    `min_replicas` and `max_replicas`; never more than one per partition, as KEDA's Kafka scaler has it, since another
-    consumer of the group would have nothing to read; never 0, since replicas measure the lag.
+    This is the target of Flink's autoscaler (`AutoScalerUtils.getTargetProcessingCapacity`). Its third term, for the
+    records that come while a job restarts, is left out: here the existing replicas go on. The number is between
+    `min_replicas` and `max_replicas`. It is never more than one per partition, as in KEDA's Kafka scaler, because a
+    further consumer of the group would have nothing to read. It is never 0, because replicas measure the lag.
 
-    What is not known keeps the number: no lag (broker away, partition without owner), no service rate.
+    The number stays if the lag (broker unreachable, partition without owner) or the service rate is not known.
 
-    * Up at once to that number, but only once the replicas asked for before run and have their partitions (`settled`;
-      the scale-up grace period of Flink's autoscaler). A replica takes seconds to load its model and to be given
-      partitions; what piles up meanwhile is no reason for more of them, and each of them is a rebalance.
-    * Down by one, and only when one replica less is enough for `downscale_margin` more than there is. Between the two
-      lies a band in which the number stays, so that it cannot follow the noise of what is measured. The next step down
-      waits for what the one before has shown.
-    * Down to the minimum when there is next to nothing to do (`IDLE_LOAD`).
+    * Up: at once to that number, but only after the replicas asked for before run and have their partitions (`settled`;
+      the scale-up grace period of Flink's autoscaler). A replica takes seconds to load its model and to get partitions.
+      The lag that grows in the meantime is no reason for more replicas, and each new replica causes a rebalance.
+    * Down: by one, and only if one replica less is enough for the load plus `downscale_margin`. Between the two limits
+      the number stays, so that it does not follow the noise of the measurements. The next step down waits for the
+      effect of the one before.
+    * Down to the minimum if there is next to nothing to do (`IDLE_LOAD`).
     """
     low = max(1, seen.min_replicas)
     high = max(low, min(seen.max_replicas, seen.partitions or seen.max_replicas))
@@ -148,9 +149,9 @@ def desired_replicas(seen: Observation, settings: AutoscalingSettings) -> int:
 class LagPolicy:
     """The policy that a Serve config file names: `policy_function: twinlens.autoscaling:LagPolicy`.
 
-    Serve makes one per deployment, with `policy_kwargs`, and calls it within the control loop of its controller. An
-    exception would end each round of that loop before its end, for all applications of the cluster: wrong arguments
-    are therefore logged and turn the scaling off. `twinlens serve` and `twinlens doctor` refuse them before.
+    Serve makes one per deployment, with `policy_kwargs`, and calls it in the control loop of its controller. An
+    exception would end each round of that loop early, for all applications of the cluster. So wrong arguments are
+    logged and turn the scaling off. `twinlens serve` and `twinlens doctor` refuse them earlier.
     """
 
     def __init__(self, **policy_kwargs: Any) -> None:
@@ -162,7 +163,7 @@ class LagPolicy:
             log.error("twinlens does not scale: wrong policy_kwargs: %s", error)
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
-        """The number of replicas, and no state. Only what the newest sample of each replica says counts."""
+        """The number of replicas, and no state. Uses only the newest sample of each replica."""
         if self._settings is None:
             return context.target_num_replicas, {}
         seen = observe(
@@ -179,7 +180,7 @@ class LagPolicy:
 
 
 def _newest(context: AutoscalingContext) -> list[ReplicaStats]:
-    """The last report of each running replica. Serve forgets samples older than `look_back_period_s`."""
+    """The last report of each running replica. Serve drops samples older than `look_back_period_s`."""
     names = [field.name for field in fields(ReplicaStats)]
     series = context.raw_metrics or {}
     reports = []

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def field_at(body: dict[str, Any], path: str) -> Any:
-    """The value at a dotted path, None where there is none; a field whose own name has dots wins.
+    """The value at a dotted path, None if there is none. A field whose own name is the whole path wins.
 
     >>> field_at({"user": {"id": 7}}, "user.id")
     7

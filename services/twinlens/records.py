@@ -23,12 +23,15 @@ class Verdict(StrEnum):
 
     @property
     def diverges(self) -> bool:
-        """Whether it counts as a divergence. That both paths raised is none, and no agreement either."""
-        return self in (Verdict.LABEL, Verdict.SCORE, Verdict.ONE_SIDED)
+        """Whether it counts as a divergence. `both_failed` is neither a divergence nor an agreement."""
+        return self in _DIVERGENCES
+
+
+_DIVERGENCES = frozenset({Verdict.LABEL, Verdict.SCORE, Verdict.ONE_SIDED})
 
 
 class Cause(StrEnum):
-    """The first rung of the ladder that fails (see `verdict.cause`)."""
+    """The first check that fails (see `verdict.cause`)."""
 
     ERROR = "error"
     TRUNCATION = "truncation"
@@ -45,7 +48,7 @@ class Cause(StrEnum):
 
 
 class Certainty(StrEnum):
-    """`confirmed`: a replay with that one factor changed closed the gap. `consistent`: the evidence fits."""
+    """`confirmed`: an experiment that changed this one factor closed the gap. `consistent`: the evidence fits."""
 
     CONFIRMED = "confirmed"
     CONSISTENT = "consistent"
@@ -171,9 +174,6 @@ class DivergenceRecord(Record, frozen=True):
     margin: float | None = None  #: raw path: highest logit minus second highest
     logits_delta: float | None = None  #: largest |raw logit - predict logit|
     text: str | None = None  #: the tweet's first characters, see `output.divergence_text_chars`
-
-
-_DIVERGENCES = tuple(verdict for verdict in Verdict if verdict.diverges)
 
 
 class Tally(msgspec.Struct, omit_defaults=True, kw_only=True):

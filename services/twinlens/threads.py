@@ -1,4 +1,4 @@
-"""Background threads that cannot die unseen."""
+"""Background threads that cannot die without being noticed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = structlog.get_logger(__name__)
 
 
 class WatchedThread:
-    """A daemon thread around `target`. An exception that leaves it is logged and fails every later `check`."""
+    """A daemon thread that runs `target`. If `target` raises, this is logged and every later `check` fails."""
 
     def __init__(self, name: str, target: Callable[[], None]) -> None:
         self.name = name
@@ -25,12 +25,12 @@ class WatchedThread:
         self._thread.start()
 
     def join(self, timeout_s: float) -> bool:
-        """Wait for the end; whether it came in time."""
+        """Wait for the thread to end. Returns whether it ended in time."""
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     def check(self) -> None:
-        """Raises ReplaceReplica once the thread has died of an exception."""
+        """Raises ReplaceReplica if an exception has ended the thread."""
         if self.error is not None:
             reason = self.error if isinstance(self.error, TwinlensError) else repr(self.error)
             raise ReplaceReplica(f"the {self.name} thread died: {reason}") from self.error

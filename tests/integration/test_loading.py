@@ -185,3 +185,24 @@ def test_the_revision_of_a_folder_is_that_of_its_weights(folder: Path, tmp_path:
 )
 def test_which_models_keep_something_of_a_call(config: Any, keeps: bool) -> None:
     assert keeps_state(SimpleNamespace(config=config)) is keeps
+
+
+@pytest.mark.parametrize(("predict", "loads"), [({}, 1), ({"dtype": "bfloat16"}, 2)])
+def test_paths_with_one_model_and_dtype_share_its_weights(
+    model_folder: ModelFolder, monkeypatch: pytest.MonkeyPatch, predict: dict[str, str], loads: int
+) -> None:
+    """Twice the weights would be twice the memory, on a GPU above all."""
+    from twinlens.paths.model import load_model
+    from twinlens.replica import inference
+    from twinlens.settings import Settings
+
+    loaded: list[str] = []
+
+    def load(*arguments: Any) -> Any:
+        loaded.append(arguments[2])
+        return load_model(*arguments)
+
+    monkeypatch.setattr(inference, "load_model", load)
+    settings = Settings.load({"raw": {"model": str(model_folder())}, "predict": predict, "device": "cpu"})
+    inference.Inference(settings, "replica-a").close()
+    assert len(loaded) == loads

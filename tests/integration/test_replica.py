@@ -30,6 +30,7 @@ from twinlens.monitor.statistics import RateDetector
 from twinlens.paths.predict import PredictPath
 from twinlens.replica.report import WindowReport
 from twinlens.settings import DEMO_MODEL, IntakeSettings, PredictSettings, Settings
+from twinlens.window.backlog import Candidates
 from twinlens.window.item import Item
 from twinlens.window.window import Reason
 
@@ -289,9 +290,9 @@ def test_reconfigure_changes_the_pipeline_from_the_next_window_on(
         waiting = replica.parts.backlog
         candidates = waiting.candidates
 
-        def look_and_change(max_items: int, timeout_s: float) -> list[Item]:
+        def look_and_change(max_items: int, timeout_s: float) -> Candidates:
             found = candidates(max_items, timeout_s)
-            if changes and found:
+            if changes and found.items:
                 replica.reconfigure(settings.batching, settings.raw, changes.pop())
             return found
 

@@ -1,4 +1,4 @@
-"""sampled mode, one replica on the embedded broker: all is published, a sample is compared, and it is a fair one."""
+"""Sampled mode, one replica on the embedded broker: all is published, a sample is compared, and it is a fair one."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_counts_are_those_of_the_audit(run: Run) -> None:
     assert run.state.overlapping_tweets == run.state.repeated == 0
 
 
-def test_the_audited_rate_is_that_of_full_mode(run: Run, stock: tuple[list[Any], list[Any]]) -> None:
+def test_the_sampled_rate_is_that_of_full_mode(run: Run, stock: tuple[list[Any], list[Any]]) -> None:
     """Full mode finds the divergences of all tweets, the sample those of its own; its interval covers the full rate."""
     full = {FIRST + index for index, answers in enumerate(zip(*stock, strict=True)) if diverges(*answers)}
     compared = {int(each.id) for each in run.sampled_mode if each.mode is PredictionMode.PIPELINE}
@@ -165,7 +165,7 @@ def diverges(whole: list[dict[str, Any]], cut: list[dict[str, Any]]) -> bool:
     return whole[0]["label"] != cut[0]["label"] or abs(whole[0]["score"] - cut[0]["score"]) > 0.005
 
 
-def test_two_models_cannot_become_audited() -> None:
+def test_two_models_cannot_become_sampled() -> None:
     settings = Settings.load({"predict": {"revision": "other"}})
     replica: Any = SimpleNamespace(_settings=settings)  # it refuses before it needs more
     with pytest.raises(ValueError, match="same model and revision"):

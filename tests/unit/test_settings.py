@@ -410,4 +410,8 @@ def test_former_names_stay_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AskUser, match="one setting"):
         Settings.load({"predict": {"audit_share": 0.2, "sample_share": 0.2}})
     monkeypatch.setenv("TWINLENS_PREDICT__AUDIT_SHARE", "0.3")
-    assert Settings.load({}).predict.sample_share == 0.3
+    for args in ({}, {"sample_share": 0.2}, {"audit_share": 0.2}):
+        assert Settings.load({"predict": args}).predict.sample_share == 0.3, "the environment wins under either name"
+    monkeypatch.delenv("TWINLENS_PREDICT__AUDIT_SHARE")
+    monkeypatch.setenv("TWINLENS_PREDICT__SAMPLE_SHARE", "0.4")
+    assert Settings.load({"predict": {"audit_share": 0.2}}).predict.sample_share == 0.4

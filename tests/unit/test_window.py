@@ -45,7 +45,7 @@ def backlog(max_items: int = 1_000, max_bytes: int = 1_000_000) -> Backlog:
 
 def draw(waiting: Backlog, take: Callable[[list[Item]], int] = everything, max_items: int = 1_000) -> Window:
     """Decide as compute does: look, choose, draw."""
-    candidates = waiting.candidates(max_items, DEADLINE_S)
+    candidates = waiting.candidates(max_items, DEADLINE_S).items
     window = waiting.draw(candidates[: take(candidates)], DISPATCH)
     assert window is not None
     return window
@@ -78,7 +78,8 @@ class TestDraw:
     def test_no_more_candidates_than_the_maximum(self) -> None:
         waiting = backlog()
         waiting.fill(P0, 0, run(10))
-        assert len(waiting.candidates(7, DEADLINE_S)) == 7
+        assert len(waiting.candidates(7, DEADLINE_S).items) == 7
+        assert waiting.candidates(7, DEADLINE_S).waiting == 10
 
     def test_candidates_stay_until_they_are_drawn(self) -> None:
         waiting = backlog()
@@ -95,7 +96,7 @@ class TestDraw:
         waiting = backlog()
         waiting.fill(P0, 0, run(2, partition=P0))
         waiting.fill(P1, 0, run(2, partition=P1, timestamp_ms=5))
-        candidates = waiting.candidates(10, DEADLINE_S)
+        candidates = waiting.candidates(10, DEADLINE_S).items
         waiting.invalidate([P0])
         waiting.fill(P0, 1, run(2, partition=P0))  # the same offsets, read again
         window = waiting.draw(candidates, DISPATCH)
@@ -106,7 +107,7 @@ class TestDraw:
         assert offsets(draw(waiting)) == [(0, 0), (0, 1)]
 
     def test_nothing_waits(self) -> None:
-        assert backlog().candidates(10, timeout_s=0.0) == []
+        assert backlog().candidates(10, timeout_s=0.0) == ([], 0)
         assert backlog().draw([], DISPATCH) is None
 
     def test_a_closed_backlog_hands_out_what_it_has_and_then_returns_at_once(self) -> None:
@@ -115,7 +116,7 @@ class TestDraw:
         waiting.close()
         assert len(draw(waiting).items) == 2
         start = time.monotonic()
-        assert waiting.candidates(10, DEADLINE_S) == []
+        assert waiting.candidates(10, DEADLINE_S) == ([], 0)
         assert time.monotonic() - start < DEADLINE_S / 2
 
     def test_what_to_commit(self) -> None:
@@ -347,7 +348,7 @@ class TestThreads:
         waiting = backlog()
         drawing = Background(lambda: waiting.candidates(10, DEADLINE_S))
         waiting.close()
-        assert drawing.join() == []
+        assert drawing.join() == ([], 0)
 
     @pytest.fixture
     def _eager_switches(self) -> Iterator[None]:
@@ -399,6 +400,7 @@ class Life(RuleBasedStateMachine):
         self.under_way: deque[tuple[Window, bool]] = deque()  # and whether it must still be current
         self.handed_out: dict[Partition, list[int]] = {p: [] for p in PARTITIONS}  # since it was last read again
         self.clock = 0
+        self.candidates: list[Item] = []
 
     @rule(partition=partitions, count=st.integers(1, 6), age=st.integers(0, 30), size=st.integers(0, 9))
     def poll(self, partition: Partition, count: int, age: int, size: int) -> None:
@@ -413,7 +415,7 @@ class Life(RuleBasedStateMachine):
     def draw(self, take: int, max_items: int) -> None:
         available = sum(map(len, self.waiting.values()))
         heads = {p: queue[0].timestamp_ms for p, queue in self.waiting.items() if queue}
-        window = self.backlog.draw(self.backlog.candidates(max_items, 0.0)[:take], DISPATCH)
+        window = self.backlog.draw(self.backlog.candidates(max_items, 0.0).items[:take], DISPATCH)
         if not available:
             assert window is None
             return
@@ -434,6 +436,25 @@ class Life(RuleBasedStateMachine):
             following = list(self.waiting[runs[-1]])[:1] or [h for h in heads_left if h.timestamp_ms == oldest]
             assert any(window.size_bytes + each.size_bytes > share for each in following)  # it did not fit
         self.under_way.append((window, True))
+
+    @rule(max_items=st.integers(1, 12))
+    def look(self, max_items: int) -> None:
+        """Compute looks; what happens before it draws is for the other rules to say."""
+        self.candidates = self.backlog.candidates(max_items, 0.0).items
+
+    @rule(take=st.integers(1, 15))
+    def draw_what_was_seen(self, take: int) -> None:
+        chosen, self.candidates = self.candidates[:take], []
+        expected = []
+        for seen in chosen:
+            queue = self.waiting[seen.source]
+            if queue and queue[0] is seen:
+                expected.append(queue.popleft())
+                self.handed_out[seen.source].append(seen.offset)
+        window = self.backlog.draw(chosen, DISPATCH)
+        assert (window.items if window else []) == expected
+        if window is not None:
+            self.under_way.append((window, True))
 
     @rule(fail=st.booleans())
     def publish(self, fail: bool) -> None:
@@ -505,7 +526,7 @@ class Life(RuleBasedStateMachine):
         while any(self.waiting.values()):
             self.draw(take=5, max_items=12)
             self.nothing_is_handed_out_twice()
-        assert self.backlog.candidates(1, 0.0) == []
+        assert self.backlog.candidates(1, 0.0) == ([], 0)
 
 
 TestLife = Life.TestCase

@@ -115,8 +115,13 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc]
         answer: Future[T] = Future()
 
         def run() -> None:
-            if answer.set_running_or_notify_cancel():
+            if not answer.set_running_or_notify_cancel():
+                return
+            try:
                 answer.set_result(call())
+            except BaseException as error:
+                answer.set_exception(error)
+                raise  # it ends this thread, as any other error in it does
 
         self._errands.put(run)
         return answer

@@ -1,8 +1,9 @@
 """The noise floor: how far scores move when only the shape of the batch changes. It is measured, not guessed.
 
-On a share of the windows, one batch of the raw path runs again: once in the same shape and once with more padding. The
-first is the control. It must give identical bits; if not, something random is at work, such as dropout. The floor is
-the largest score difference that more padding made in the last `KEPT` measurements.
+On a share of the windows, one batch of the raw path runs three times more: twice in the same shape and once in another
+shape, mostly with more padding. The first two are the control. They must give identical bits; if not, something random
+is at work, such as dropout. The floor is the largest score difference that the other shape made in the last `KEPT`
+measurements.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class NoiseFloor:
         batch = self._random.randrange(len(seen.batches))
         rows = np.flatnonzero((seen.batch_of == batch) & ~seen.failed)
         if not rows.size or rows.size != seen.batches[batch].size:
-            return  # a batch that was bisected cannot run again in its shape
+            return  # a batch with rows that failed cannot run again in its shape
         ascending = sorted(rows.tolist(), key=lambda row: texts[row].token_count)
         chosen = [texts[row] for row in ascending[-_MAX_TEXTS:]]
         first = path.forward(chosen)

@@ -60,13 +60,15 @@ class Compute:
 
     def _draw(self) -> Window | None:
         """The next window. The backlog is not locked while a change of settings loads tokenizers and pipelines."""
-        self._apply_changes()
-        candidates = self._backlog.candidates(self._inference.max_window_items, WAIT_S)
-        if not candidates:
-            return None
-        self._apply_changes()  # those that came while it waited
-        size, dispatch = self._inference.decide(candidates, self._backlog.items, now_s=time.time())
-        return self._backlog.draw(candidates[:size], dispatch)
+        while True:
+            self._apply_changes()
+            candidates = self._backlog.candidates(self._inference.max_window_items, WAIT_S)
+            if not candidates.items:
+                return None
+            if self._changes.empty():  # those that came while it waited hold for this window already
+                break
+        size, dispatch = self._inference.decide(candidates.items, candidates.waiting, now_s=time.time())
+        return self._backlog.draw(candidates.items[:size], dispatch)
 
     def _apply_changes(self) -> None:
         while not self._changes.empty():

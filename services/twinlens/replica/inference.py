@@ -141,6 +141,8 @@ class Inference:
             seconds = predicted_cost(predict_lengths, [batch], self._predict_cost)
             passes.append((seconds, partial(self._predict.run, predict, texts, batch)))
         self._lanes.run(run for _, run in sorted(passes, key=itemgetter(0), reverse=True))
+        # A row that no batch held would be published with NaN for logits.
+        assert (raw.failed | (raw.batch_of >= 0)).all(), "a text was in no batch"
         derive(raw, predict, np.flatnonzero(~chosen))
         return raw, predict
 

@@ -33,8 +33,9 @@ def local_cluster(num_cpus: int | None = None, *, verbose: bool = False) -> Iter
     if not verbose:
         logging.getLogger("ray").setLevel(logging.ERROR)
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    terminate = signal.getsignal(signal.SIGTERM)
     try:
-        with _interrupts_held_back():
+        with _ctrl_c_held_back():
             ray.init(
                 num_cpus=num_cpus,
                 include_dashboard=False,
@@ -44,6 +45,7 @@ def local_cluster(num_cpus: int | None = None, *, verbose: bool = False) -> Iter
                 _temp_dir=str(folder),
                 namespace="twinlens",
             )
+        signal.signal(signal.SIGTERM, terminate)  # ray.init() sets its own handler, and what it started would stay
         yield
         # Deleting the applications lets replicas finish and commit. The controller ends with the cluster. Shutting
         # Serve down first would take seconds, and Ray would report calls to a controller that no longer exists.
@@ -59,40 +61,45 @@ def connected_cluster(address: str, *, verbose: bool) -> Iterator[None]:
     """Connect to a Ray cluster that already runs. Raises AskUser if none answers."""
     import ray  # noqa: PLC0415
 
+    terminate = signal.getsignal(signal.SIGTERM)
     try:
-        with _interrupts_held_back():
+        try:
             ray.init(
                 address=address,
                 namespace="twinlens",
                 log_to_driver=verbose,
                 logging_level=logging.WARNING if verbose else logging.ERROR,
             )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise AskUser(f"No Ray cluster answers at {address} ({str(error).splitlines()[0]}).") from None
-    try:
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise AskUser(f"No Ray cluster answers at {address} ({str(error).splitlines()[0]}).") from None
+        signal.signal(signal.SIGTERM, terminate)  # ray.init() sets its own handler, which aborts the process
         yield
     finally:
         ray.shutdown()
 
 
 @contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Use it around `ray.init`: Ctrl-C and SIGTERM take effect only when `ray.init` has returned.
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Use it while Ray starts: Ctrl-C takes effect when that has ended, a second Ctrl-C at once.
 
-    An interrupt during `ray.init` crashes the process or is lost (Ray 2.60). Ray also sets its own SIGTERM handler,
-    which aborts the process, and the processes it started keep running. This restores the previous handlers.
+    An interrupt in the middle of `ray.init` crashes the process or is lost (Ray 2.60).
     """
-    held: list[int] = []
-    before = {
-        each: signal.signal(each, lambda number, _: held.append(number)) for each in (signal.SIGINT, signal.SIGTERM)
-    }
+    held = False
+    before = signal.getsignal(signal.SIGINT)
+
+    def hold(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal held
+        if held:
+            raise KeyboardInterrupt
+        held = True
+
+    signal.signal(signal.SIGINT, hold)
     try:
         yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-    if held:
-        signal.raise_signal(held[0])
+        signal.signal(signal.SIGINT, before)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 def terminate_like_ctrl_c() -> None:

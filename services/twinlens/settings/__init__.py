@@ -18,6 +18,7 @@ from twinlens.settings.tree import (
     TopicSettings,
     asking_user,
     own_variables,
+    with_present_names,
 )
 
 __all__ = [
@@ -39,4 +40,5 @@ __all__ = [
     "TopicSettings",
     "asking_user",
     "own_variables",
+    "with_present_names",
 ]

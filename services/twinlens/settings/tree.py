@@ -124,19 +124,40 @@ class PredictSettings(PathSettings):
     @model_validator(mode="before")
     @classmethod
     def _former_names(cls, values: Any) -> Any:
-        return cls.with_present_names(values) if isinstance(values, dict) else values
-
-    @staticmethod
-    def with_present_names(values: dict[str, Any]) -> dict[str, Any]:
-        """`values` with the old `mode: audited` and `audit_share` renamed. The old names stay valid."""
-        renamed = dict(values)
-        if renamed.get("mode") == "audited":
-            renamed["mode"] = "sampled"
-        if "audit_share" in renamed:
-            if "sample_share" in renamed:
-                raise ValueError("sample_share and audit_share are one setting: leave one of them out")
-            renamed["sample_share"] = renamed.pop("audit_share")
+        renamed = with_present_names(values)
+        if isinstance(renamed, dict) and "audit_share" in renamed:
+            raise ValueError("sample_share and audit_share are one setting: leave one of them out")
         return renamed
+
+
+def with_present_names(predict: Any) -> Any:
+    """The section `predict` with the old `mode: audited` and `audit_share` renamed. The old names stay valid.
+
+    Each source is renamed before they are merged, so that a later source wins under either name. Where one source has
+    both names, they stay.
+    """
+    if not isinstance(predict, dict):
+        return predict
+    renamed = dict(predict)
+    if renamed.get("mode") == "audited":
+        renamed["mode"] = "sampled"
+    if "audit_share" in renamed and "sample_share" not in renamed:
+        renamed["sample_share"] = renamed.pop("audit_share")
+    return renamed
+
+
+class _Environment(EnvSettingsSource):
+    def __call__(self) -> dict[str, Any]:
+        return _renamed(super().__call__())
+
+
+class _Secrets(SecretFiles):
+    def __call__(self) -> dict[str, Any]:
+        return _renamed(super().__call__())
+
+
+def _renamed(values: dict[str, Any]) -> dict[str, Any]:
+    return {**values, "predict": with_present_names(values["predict"])} if "predict" in values else values
 
 
 class CompareSettings(Section):
@@ -194,7 +215,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return env_settings, SecretFiles(settings_cls, ENV_PREFIX), init_settings
+        return _Environment(settings_cls), _Secrets(settings_cls, ENV_PREFIX), init_settings
 
     @model_validator(mode="after")
     def _objective_fits(self) -> Self:
@@ -224,7 +245,7 @@ class Settings(BaseSettings):
                 f"{SECRETS_DIR} names."
             )
         with asking_user():
-            return cls(**args)
+            return cls(**_renamed(args))
 
     def without_secrets(self) -> Self:
         """A copy without secrets, which may leave this process.

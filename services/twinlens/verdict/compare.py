@@ -21,7 +21,9 @@ _VERDICTS = (Verdict.AGREE, Verdict.LABEL, Verdict.SCORE, Verdict.ONE_SIDED, Ver
 
 @dataclass(frozen=True)
 class Comparison:
-    """Columns over n tweets. Deltas are NaN where nothing was compared, a path raised, or the label sets differ."""
+    """Columns over n tweets. Deltas are NaN where nothing was compared or a path raised; `logits_delta` also where the
+    paths have different numbers of labels.
+    """
 
     verdicts: list[Verdict | None]  #: None: the prediction is derived, so nothing was compared
     score_delta: Floats  #: [n] |raw score - predict score|, each of its own best label
@@ -36,7 +38,7 @@ class Comparison:
 
 
 def compare(raw: Observations, predict: Observations, score_tolerance: float, noise_floor: float = 0.0) -> Comparison:
-    """Compare row by row. Raises ValueError when the observations are not of the same tweets."""
+    """Compare row by row. Raises ValueError when the observations have different lengths."""
     if len(raw.errors) != len(predict.errors):
         raise ValueError(f"{len(raw.errors)} raw observations against {len(predict.errors)} predictions")
     tolerance = max(score_tolerance, noise_floor)

@@ -26,6 +26,13 @@ class Abandoned(NamedTuple):
     epoch: int  #: the new epoch, under which the partition is read again
 
 
+class Candidates(NamedTuple):
+    """What the next window may hold, of what waits."""
+
+    items: list[Item]  #: oldest first
+    waiting: int  #: records that wait in all
+
+
 class Backlog:
     """One bounded queue per partition, between the intake thread and the compute thread.
 
@@ -141,7 +148,7 @@ class Backlog:
         """Whether this replica may still commit every record of the window."""
         return all(self.epoch(partition) == epoch for partition, epoch in window.epochs.items())
 
-    def candidates(self, max_items: int, timeout_s: float) -> list[Item]:
+    def candidates(self, max_items: int, timeout_s: float) -> Candidates:
         """Up to `max_items` items for the next window, oldest first; at least one if any record waits.
 
         Returns as soon as there are some; an empty list after `timeout_s` without a record. Returns at once when
@@ -149,7 +156,7 @@ class Backlog:
         """
         with self._changed:
             self._changed.wait_for(lambda: self._items > 0 or self._closed, timeout_s)
-            return self._candidates(max_items)
+            return Candidates(self._candidates(max_items), self._items)
 
     def draw(self, chosen: Sequence[Item], dispatch: Dispatch) -> Window | None:
         """A window of the `chosen` items, which are the first ones of `candidates`. None if no item is left.
