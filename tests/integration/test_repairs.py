@@ -39,7 +39,7 @@ from kafka.protocol.producer import AddPartitionsToTxnRequest, EndTxnRequest, Pr
 from kafka.structs import MemberState, OffsetAndMetadata
 
 from tests.support.between import Send, between
-from tests.support.replicas import wait_until
+from tests.support.replicas import DEADLINE_S, wait_until
 from tests.unit.test_repairs import no_longer
 from twinlens.broker.repairs.producer import close_producer
 from twinlens.settings import Settings
@@ -106,7 +106,11 @@ class Member:
             **options,
         )
         self.subscribe(settings.topics.input)
-        self.poll_until(lambda: bool(self.consumer.assignment()), "partitions")
+        # Without a pause between polls: a join that ends within one could be forgotten, which is what one test is about.
+        end = time.monotonic() + DEADLINE_S
+        while not self.consumer.assignment():
+            assert time.monotonic() < end, "no partitions"
+            self.consumer.poll(500)
 
     def subscribe(self, *topics: str) -> None:
         self.consumer.subscribe(topics, listener=self.callbacks)
