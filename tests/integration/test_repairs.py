@@ -44,6 +44,8 @@ from tests.unit.test_repairs import no_longer
 from twinlens.broker.repairs.producer import close_producer
 from twinlens.settings import Settings
 
+pytestmark = pytest.mark.slow  # they look at a fixed version of the client, not at our code
+
 NewSettings = Callable[..., Settings]
 
 
@@ -106,7 +108,7 @@ class Member:
             **options,
         )
         self.subscribe(settings.topics.input)
-        # Without a pause between polls: a join that ends within one could be forgotten, which is what one test is about.
+        # Without a pause between polls: a join that ends within one could be forgotten, as one test shows.
         end = time.monotonic() + DEADLINE_S
         while not self.consumer.assignment():
             assert time.monotonic() < end, "no partitions"
