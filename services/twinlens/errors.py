@@ -53,14 +53,14 @@ class RefuseRecord(TwinlensError):
 
 
 class RedoWindow(TwinlensError):
-    """The window's transaction was aborted or fenced; its records will be read again."""
+    """The window was not committed, or nobody knows whether it was; its records will be read again."""
 
 
 class ReplaceReplica(TwinlensError):
-    """A thread died, or a call to Kafka did not come back before its deadline."""
+    """This process cannot go on: a thread died, a device failed, Kafka does not answer. Another one is to try."""
 
 
 def without_frames(error: E) -> E:
-    """For an error that is kept. Its traceback and context would keep alive what the frames held, such as texts."""
+    """Remove the traceback and context of an error that is kept: they would keep texts alive."""
     error.__traceback__ = error.__context__ = error.__cause__ = None
     return error

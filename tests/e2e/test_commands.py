@@ -91,7 +91,12 @@ def test_demo_streams_a_file_once_and_dead_letters_what_it_cannot_read(mark: dic
 
 @pytest.mark.parametrize("when", ["starting", pytest.param("streaming", marks=pytest.mark.slow)])
 def test_ctrl_c_leaves_nothing_behind(mark: dict[str, str], when: str) -> None:
-    with subprocess.Popen([*COMMAND, "demo"], env=mark, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    with subprocess.Popen(
+        [*COMMAND, "demo", "--rate", "20", "--scenario", "none"],
+        env=mark,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as process:
         try:
             seen = b""
             while process.stdout is not None and when == "streaming" and b"streaming" not in seen:

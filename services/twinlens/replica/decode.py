@@ -1,4 +1,4 @@
-"""The first stage: a record to a tweet, or to a refusal with its reason. Pure.
+"""The second stage: a record to a tweet, or to a refusal with its reason. Pure.
 
 | value                                   | answer                                                   |
 |-----------------------------------------|----------------------------------------------------------|
