@@ -34,7 +34,7 @@ class DeadLetter:
     key: bytes | None = field(repr=False)
     value: bytes | None = field(repr=False)
     headers: Headers = field(repr=False)
-    cut_from_bytes: int | None = None  #: what was the value's length, where Kafka would not have taken all of it
+    cut_from_bytes: int | None = None  #: the value's original length, if it was cut to fit Kafka's limit
     replayed_from: str | None = None  #: the letter of the round before, where the refused record was a replayed one
 
     @property

@@ -96,6 +96,7 @@ def test_ctrl_c_leaves_nothing_behind(mark: dict[str, str], when: str) -> None:
         env=mark,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     ) as process:
         try:
             seen = b""

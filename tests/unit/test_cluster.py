@@ -14,9 +14,11 @@ from twinlens.serving.cluster import connected_cluster, local_cluster, terminate
 
 @pytest.fixture
 def came(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What happened, in order. SIGTERM is handled as the commands do, and everything is restored afterwards."""
+    """What happened, in order. Signals are handled as in the commands, and the former handlers come back afterwards."""
     before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     terminate_like_ctrl_c()
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # other tests of this process may have a Ray
     yield []
     for each, handler in before.items():
         signal.signal(each, handler)

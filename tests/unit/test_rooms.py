@@ -1,4 +1,4 @@
-"""What the house promises of its rooms: which modules are pure, and that a room knows only the rooms before it."""
+"""Which modules are pure, and that a room imports only rooms before it."""
 
 from __future__ import annotations
 

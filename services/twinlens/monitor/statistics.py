@@ -1,6 +1,6 @@
 """Continuous statistics of the divergence rate: an interval that is valid at every look, and an alarm.
 
-The dashboard looks at the rate after every record and has no fixed sample size. Under these conditions a Wilson
+People look at the rate after every record and has no fixed sample size. Under these conditions a Wilson
 interval is wrong at some look far more often than it states (the longer one looks, the more likely), and a repeated
 test gives false alarms.
 

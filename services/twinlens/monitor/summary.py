@@ -1,4 +1,4 @@
-"""What the dashboard and the API show of a `State`: rates with their intervals, quantiles, tables.
+"""What the terminal and the API show of a `State`: rates with their intervals, quantiles, tables.
 
 Every value can be written as JSON: an unknown value is None, never NaN. Every field is always present.
 """

@@ -21,7 +21,7 @@ class SnapshotStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
-    """What the API, the terminal and the page show."""
+    """What the API and the terminal show."""
 
     summary: Summary
     lag: dict[int, int] | None  #: records behind, per partition of the input topic; None while unknown

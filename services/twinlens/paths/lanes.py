@@ -40,7 +40,7 @@ class Lanes:
         return 1 if self._calls is None else 2
 
     def run(self, passes: Iterable[Pass]) -> None:
-        """Run all of them, started in this order. Give the most expensive first, so that both lanes end together.
+        """Run all `passes`, started in this order. Give the most expensive first, so that both lanes end together.
 
         A single pass gets all of torch's threads. Raises what a pass raises; by then no pass is running.
         """

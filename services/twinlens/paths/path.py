@@ -1,4 +1,4 @@
-"""What a path is: texts in, one observation per text out. The raw path and the predict path are the two there are."""
+"""What a path is: texts in, one observation per text out. There are two: the raw path and the predict path."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class CostModel:
 
     @property
     def coefficients(self) -> Vector:
-        """c0, c1, c2: seconds per pass, per token, and per token and token of its text."""
+        """c0, c1, c2: seconds per pass, per token, and per pair of tokens of one text."""
         timings = self._timings
         fit = self._fit
         if fit[0] is not timings:
@@ -91,9 +91,10 @@ class CostModel:
 
 
 def non_negative(squares: npt.NDArray[np.float64], sums: Vector) -> Vector:
-    """The x >= 0 of least x @ squares @ x - 2 * sums @ x (non-negative least squares; Lawson & Hanson, "Solving Least
-    Squares Problems", ch. 23). `squares` is positive definite and small, so every set of entries that may be above 0 is
-    tried, the full one first.
+    """The x >= 0 that minimises x @ squares @ x - 2 * sums @ x.
+
+    Non-negative least squares (Lawson & Hanson, "Solving Least Squares Problems", ch. 23). `squares` is positive definite
+    and small, so every set of entries that may be above 0 is tried, the full one first.
     """
     best, least = np.zeros(len(sums)), 0.0
     for size in range(len(sums), 0, -1):

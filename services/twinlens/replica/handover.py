@@ -31,7 +31,7 @@ class HandOver:
             self._changed.notify_all()
 
     def await_taken(self, timeout_s: float) -> bool:
-        """Wait until no window is here. Returns whether that is so; at once when closed."""
+        """Wait until no window is here. Returns whether it is empty. Does not wait when closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._window is None or self._closed, timeout_s)
             return self._window is None
@@ -45,7 +45,7 @@ class HandOver:
             return done
 
     def close(self) -> None:
-        """From now on no window comes, or none is taken."""
+        """One side has ended: nothing more is put in, or nothing more is taken out."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -25,20 +25,20 @@ from kafka.protocol.consumer.metadata import ConsumerProtocolAssignment
 
 
 class SoleOwnerAssignor(CooperativeStickyAssignor):  # type: ignore[misc]
-    """One per consumer, which tells it what was lost."""
+    """One per consumer. The consumer tells it which partitions were lost."""
 
     member_assignment: list[TopicPartition] | None
 
     def forget(self, lost: Iterable[TopicPartition]) -> None:
-        """Claim `lost` no more: the group has given them to others. Call it before the consumer joins again."""
+        """Stop claiming `lost`: the group has given them to others. Call it before the consumer joins again."""
         if self.member_assignment is not None:
             gone = set(lost)
             self.member_assignment = [partition for partition in self.member_assignment if partition not in gone]
 
     def assign(self, cluster: Any, members: Sequence[Any]) -> dict[str, Any]:
-        """Assignments by member id, as kafka-python makes them, less what two members claim.
+        """Assignments by member id, as kafka-python makes them, without the partitions that two members claim.
 
-        Whoever really has such a partition is told to revoke it, and the rebalance that follows finds it without owner.
+        The member that really has such a partition revokes it, and the next rebalance finds it without an owner.
         """
         claims = Counter(
             partition for member in members for partition in self.parse_member_metadata(member.metadata).partitions

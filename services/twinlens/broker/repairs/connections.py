@@ -55,7 +55,7 @@ class Connections(KafkaConnectionManager):  # type: ignore[misc]
         self._reason = error
 
     def bootstrap(self, *arguments: Any, **options: Any) -> None:
-        """As kafka-python's. It is called by constructors: where it raises, nobody has a client to close."""
+        """Like kafka-python's, but closes what it opened if it raises: the caller has no client to close."""
         try:
             super().bootstrap(*arguments, **options)
         except BaseException:
@@ -100,7 +100,7 @@ class Client(KafkaNetClient):  # type: ignore[misc]
 
 
 def _data_before_the_end(receive: Callable[[], Received]) -> Callable[[], Received]:
-    """`receive` returns what it read and the error that ended the connection, if it did; here one after the other."""
+    """`receive` returns data together with the error that ended the connection; this, the error at the next call."""
     ended: list[Exception | None] = []
 
     def receive_in_turn() -> Received:

@@ -28,7 +28,7 @@ from twinlens.broker.repairs.assignor import SoleOwnerAssignor
 class Membership:
     """The member that the partitions in hand were assigned to.
 
-    Used by the thread that owns the consumer, and by the client's own while that one polls; `metadata` by any.
+    For the thread that owns the consumer and, during a poll, for the client's thread. Any thread may call `metadata`.
     """
 
     def __init__(self, consumer: KafkaConsumer, assignor: SoleOwnerAssignor) -> None:
@@ -37,14 +37,14 @@ class Membership:
         self._member_id: str | None = None  # None: nothing was assigned yet, or all of it was lost
 
     def metadata(self) -> ConsumerGroupMetadata | None:
-        """Member and generation as of now (KIP-447); None while this is no member, or another than the one that what
-        is in hand was assigned to.
+        """Member and generation as of now (KIP-447). None if the consumer is no member, or is no longer the member that
+        got the records in hand.
         """
         metadata = self._consumer.group_metadata()
         return metadata if is_member(metadata) and metadata.member_id == self._member_id else None
 
     def assigned(self) -> None:
-        """Partitions came."""
+        """Partitions were assigned."""
         if self._member_id is None:
             self._member_id = self._consumer.group_metadata().member_id
 
@@ -54,37 +54,39 @@ class Membership:
         self._member_id = None
 
     def replaced(self) -> bool:
-        """Whether the consumer has become another member, without a word.
+        """Whether the consumer has a new member id although no callback said so.
 
-        A member that learns of its eviction from the answer to its join gets no callback, and joins again as another:
-        what it then gets back, others may have read and committed in between.
+        A member that learns of its eviction from the answer to its join gets no callback, and joins again under another
+        id. Others may have read and committed in between what it then gets back.
         """
         metadata = self._consumer.group_metadata()
         return self._member_id is not None and is_member(metadata) and metadata.member_id != self._member_id
 
     def adopt(self) -> None:
-        """Go on as the member that the consumer has become. What was in hand must be invalid before that: from here on
-        `metadata` vouches for it.
+        """Continue as the member that the consumer has become. Call it after the records in hand were invalidated: from
+        here on `metadata` names this member.
         """
         self._member_id = self._consumer.group_metadata().member_id
 
     def keep_joining(self) -> None:
-        """To be called before a poll: the client forgets a join that was begun for new partitions of the topic when it
-        ends between two polls, and has no heartbeat from then on. In Java `rejoinNeededOrPending` asks for both
-        (AbstractCoordinator.java).
+        """Call before a poll. If a join for new partitions ends between two polls, the client forgets it and sends no
+        more heartbeats. In Java `rejoinNeededOrPending` covers both cases (AbstractCoordinator.java).
         """
         coordinator = self._consumer._coordinator
         if coordinator.rejoining:
             coordinator.request_rejoin()
 
     def forget_answers(self) -> None:
-        """To be called before a question for committed offsets: the client keeps the answer to one whose asker gave
-        up, and hands it to the next who asks for the same partitions, however old it is by then.
+        """Call before asking for committed offsets. The client keeps the answer to a request that timed out, and gives
+        it to the next request for the same partitions, however old it is.
         """
         self._consumer._coordinator._offset_fetch_futures.clear()
 
 
 def is_member(metadata: ConsumerGroupMetadata) -> bool:
-    """Whether group metadata names a member. Between an eviction and its callback it does not, and a broker that is
-    handed such metadata checks nothing: the commit of somebody else's partitions would go through."""
+    """Whether group metadata names a member.
+
+    Between an eviction and its callback it does not. A broker that gets such metadata checks nothing: a commit for
+    partitions of another member would go through.
+    """
     return metadata.generation_id >= 0 and bool(metadata.member_id)

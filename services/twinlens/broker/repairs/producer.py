@@ -38,7 +38,7 @@ def outlive_unreachable_coordinators(producer: KafkaProducer) -> None:
 
 
 def close_producer(producer: KafkaProducer, timeout_s: float) -> None:
-    """Close also a producer that cannot flush any more: what it holds will be published by another one."""
+    """Close a producer even if it cannot flush: another one will publish what it holds."""
     try:
         producer.close(timeout=timeout_s)
     except KafkaError as error:

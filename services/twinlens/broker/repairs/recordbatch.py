@@ -1,4 +1,4 @@
-"""A window's records to the client's record batches, as a whole.
+"""Turns all records of a window into record batches at once.
 
 `KafkaProducer.send` takes one record: nearly 30 µs of CPU time each, sender and transaction included, and a
 future for each that is resolved one by one. A window is a few hundred records for a few partitions, known at once, so
@@ -34,7 +34,7 @@ HEADER_BYTES = 61  #: of a record batch
 
 
 class BatchFuture:
-    """What became of a record batch: of all its parts, where the client had to split it."""
+    """The outcome of one record batch, or of all its parts if the client split it."""
 
     def __init__(self, batch: ProducerBatch) -> None:
         self.was_split = False  #: it was larger than its topic's max.message.bytes
@@ -77,15 +77,15 @@ class _RecordFuture:
         self._whole, self._part = whole, part
 
     def rebind(self, part: Any, _index: int) -> None:
-        """As FutureRecordMetadata's: who waits for the old batch is woken, since nothing else would."""
+        """Like FutureRecordMetadata's. Wakes whoever waits for the old batch; nothing else does."""
         self._whole.replace(self._part, part)
         old, self._part = self._part, part
         old._latch.set()
 
 
 def send(producer: KafkaProducer, records: Sequence[OutgoingRecord], batch_bytes: int) -> list[BatchFuture]:
-    """Hand a window's records to the producer, in order per partition. A future for each batch of them, of which none
-    is larger than `batch_bytes`, but for one that holds a single record.
+    """Hand a window's records to the producer, in order per partition. Returns a future per batch. A batch has at most
+    `batch_bytes`, unless it holds a single record.
 
     Raises ReplaceReplica where a record is too large or its partition does not exist, and KafkaError where the topic
     cannot be known or the transaction has failed. Called by the thread of the producer's transactions.
@@ -161,7 +161,7 @@ def batches(
 
 
 def _check_size(producer: KafkaProducer, where: TopicPartition, size_bytes: int) -> None:
-    """Of a record in a batch of its own."""
+    """Check the size of a record in a batch of its own."""
     try:
         producer._ensure_valid_record_size(size_bytes)
     except MessageSizeTooLargeError as error:
@@ -202,7 +202,7 @@ def _append(parts: list[bytes], field: bytes | None) -> None:
 
 @lru_cache(maxsize=65_536)
 def _varint(number: int) -> bytes:
-    """Of a number that is not negative, zigzag, seven bits a byte, the lowest first."""
+    """Encode a number of at least 0: zigzag, seven bits per byte, the lowest first."""
     rest = number << 1
     encoded = bytearray()
     while rest > 0x7F:
