@@ -89,6 +89,11 @@ def test_demo_streams_a_file_once_and_dead_letters_what_it_cannot_read(mark: dic
     assert (summary["missing"], summary["duplicate"], summary["label_divergences"], summary["alerts"]) == (0, 0, 0, 0)
 
 
+def take_ctrl_c() -> None:
+    """In a new process: it inherits to ignore Ctrl-C where these tests are a shell's background job."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("when", ["starting", pytest.param("streaming", marks=pytest.mark.slow)])
 def test_ctrl_c_leaves_nothing_behind(mark: dict[str, str], when: str) -> None:
     with subprocess.Popen(
@@ -96,7 +101,7 @@ def test_ctrl_c_leaves_nothing_behind(mark: dict[str, str], when: str) -> None:
         env=mark,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+        preexec_fn=take_ctrl_c,  # noqa: PLW1509 - no lock is taken
     ) as process:
         try:
             seen = b""

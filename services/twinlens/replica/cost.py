@@ -93,8 +93,8 @@ class CostModel:
 def non_negative(squares: npt.NDArray[np.float64], sums: Vector) -> Vector:
     """The x >= 0 that minimises x @ squares @ x - 2 * sums @ x.
 
-    Non-negative least squares (Lawson & Hanson, "Solving Least Squares Problems", ch. 23). `squares` is positive definite
-    and small, so every set of entries that may be above 0 is tried, the full one first.
+    Non-negative least squares (Lawson & Hanson, "Solving Least Squares Problems", ch. 23). `squares` is positive
+    definite and small, so every set of entries that may be above 0 is tried, the full one first.
     """
     best, least = np.zeros(len(sums)), 0.0
     for size in range(len(sums), 0, -1):
