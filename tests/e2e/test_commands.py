@@ -94,7 +94,8 @@ def take_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize("when", ["starting", pytest.param("streaming", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["starting", "streaming"])
 def test_ctrl_c_leaves_nothing_behind(mark: dict[str, str], when: str) -> None:
     with subprocess.Popen(
         [*COMMAND, "demo", "--rate", "20", "--scenario", "none"],
@@ -248,6 +249,7 @@ def test_what_a_person_must_fix_is_one_sentence_and_exit_code_2(case: str, addre
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_model_without_a_classifier_head_is_said_before_anything_starts(address: str, tmp_path: Path) -> None:
     from transformers import BertConfig, BertModel
 
