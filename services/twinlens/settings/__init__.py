@@ -1,5 +1,6 @@
 """All settings in one typed tree. `tree.py` has the tree, `kafka.py` its section `kafka`."""
 
+from twinlens.settings.former_names import with_present_names
 from twinlens.settings.kafka import SECRETS, KafkaSettings
 from twinlens.settings.tree import (
     DEMO_MODEL,
@@ -18,7 +19,6 @@ from twinlens.settings.tree import (
     TopicSettings,
     asking_user,
     own_variables,
-    with_present_names,
 )
 
 __all__ = [

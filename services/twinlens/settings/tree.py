@@ -24,6 +24,7 @@ from pydantic_settings import (
 )
 
 from twinlens.errors import AskUser
+from twinlens.settings.former_names import Environment, Secrets, renamed, with_present_names
 from twinlens.settings.kafka import SECRETS, KafkaSettings, Section
 from twinlens.settings.secret_files import SECRETS_DIR, SecretFiles
 
@@ -124,40 +125,10 @@ class PredictSettings(PathSettings):
     @model_validator(mode="before")
     @classmethod
     def _former_names(cls, values: Any) -> Any:
-        renamed = with_present_names(values)
-        if isinstance(renamed, dict) and "audit_share" in renamed:
+        present = with_present_names(values)
+        if isinstance(present, dict) and "audit_share" in present:
             raise ValueError("sample_share and audit_share are one setting: leave one of them out")
-        return renamed
-
-
-def with_present_names(predict: Any) -> Any:
-    """The section `predict` with the old `mode: audited` and `audit_share` renamed. The old names stay valid.
-
-    Each source is renamed before they are merged, so that a later source wins under either name. Where one source has
-    both names, they stay.
-    """
-    if not isinstance(predict, dict):
-        return predict
-    renamed = dict(predict)
-    if renamed.get("mode") == "audited":
-        renamed["mode"] = "sampled"
-    if "audit_share" in renamed and "sample_share" not in renamed:
-        renamed["sample_share"] = renamed.pop("audit_share")
-    return renamed
-
-
-class _Environment(EnvSettingsSource):
-    def __call__(self) -> dict[str, Any]:
-        return _renamed(super().__call__())
-
-
-class _Secrets(SecretFiles):
-    def __call__(self) -> dict[str, Any]:
-        return _renamed(super().__call__())
-
-
-def _renamed(values: dict[str, Any]) -> dict[str, Any]:
-    return {**values, "predict": with_present_names(values["predict"])} if "predict" in values else values
+        return present
 
 
 class CompareSettings(Section):
@@ -215,7 +186,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return _Environment(settings_cls), _Secrets(settings_cls, ENV_PREFIX), init_settings
+        return Environment(settings_cls), Secrets(settings_cls, ENV_PREFIX), init_settings
 
     @model_validator(mode="after")
     def _objective_fits(self) -> Self:
@@ -245,7 +216,7 @@ class Settings(BaseSettings):
                 f"{SECRETS_DIR} names."
             )
         with asking_user():
-            return cls(**_renamed(args))
+            return cls(**renamed(args))
 
     def without_secrets(self) -> Self:
         """A copy without secrets, which may leave this process.
